@@ -1,0 +1,41 @@
+"""The data sets by name."""
+
+from __future__ import annotations
+
+from graphattn.registry import Registry
+from graphattn_datasets.catalog import CATALOG
+from graphattn_datasets.info import DatasetInfo
+
+__all__ = ["DATASETS", "dataset_info", "list_datasets"]
+
+# Names under which papers mean one of ours.
+_ALIASES = {
+    "zinc": "zinc_12k",
+    "sbm_pattern": "pattern",
+    "sbm_cluster": "cluster",
+    "peptides": "peptides_func",
+}
+
+DATASETS: Registry[DatasetInfo] = Registry("data set")
+for _info in CATALOG:
+    DATASETS.register(_info.name)(_info)
+
+
+def list_datasets(task: str | None = None) -> list[str]:
+    """Names of all data sets, sorted.
+
+    Args:
+        task: Only those of this task (``"node"``, ``"inductive_node"``, ``"graph_regression"``,
+            ``"graph_classification"``).
+    """
+    return [name for name in DATASETS.names() if task is None or DATASETS.get(name).task == task]
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """Facts about a data set; case and ``-`` for ``_`` do not matter.
+
+    Raises:
+        ArgumentError: If there is none of that name; the text lists the names that come closest.
+    """
+    key = str(name).lower().replace("-", "_")
+    return DATASETS.get(_ALIASES.get(key, key))

@@ -1,0 +1,372 @@
+"""The one operation: attention over a token graph, as score x normaliser x propagator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from graphattn._fold import Fold
+from graphattn._inputs import autocast, check_clamp, check_inputs, check_rows
+from graphattn.errors import ArgumentError, ArgumentTypeError
+from graphattn.graph import TokenGraph
+from graphattn.normalize import Normalizer, Softmax, resolve_normalizer
+from graphattn.propagate import EdgeOperator, OneHop, Propagator, resolve_propagator
+from graphattn.score import DotScore, Score, resolve_score
+from graphattn_kernels import csr_attention, sddmm, segment_softmax, spread
+from graphattn_kernels._random import check_dropout, dropout_scale
+from graphattn_kernels._segment import accumulate_dtype
+
+__all__ = ["AttentionOutput", "attend", "draw_seed", "edge_weights", "merge", "propagate"]
+
+EdgeBias = Tensor | Callable[[Tensor, Tensor, Tensor], Tensor] | None
+
+
+class AttentionOutput(NamedTuple):
+    """What :func:`attend` returns where more than the output is asked for."""
+
+    out: Tensor
+    """``[..., T, H, D_v]``."""
+    weights: Tensor | None = None
+    """``[..., E, H]`` before dropout, in the caller's edge order, if ``need_weights``."""
+    lse: Tensor | None = None
+    """``[..., T, H]`` log-sum-exp of the scores, -inf for a target without edges, if ``need_lse``."""
+
+
+def attend(
+    graph: TokenGraph,
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor,
+    *,
+    score: str | Score | Tensor = "dot",
+    normalizer: str | Normalizer = "softmax",
+    propagator: str | Propagator = "one_hop",
+    edge_bias: EdgeBias = None,
+    edge_gate: Tensor | None = None,
+    scale: float | None = None,
+    clamp: float | None = None,
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
+    need_weights: bool = False,
+    need_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | AttentionOutput:
+    """Attention of every target over the sources that the graph lets it read.
+
+    With a dot score and softmax, for an edge :math:`e = (s \\to t)` and head :math:`h`:
+
+    .. math::
+        a_{eh} = \\operatorname{clamp}\\Big(\\sigma \\sum_d q_{thd} k_{shd} g_{ehd} + b_{eh}\\Big), \\qquad
+        y_{th} = \\sum_{e \\to t} \\operatorname{softmax}_{e \\to t}(a_{eh})\\, v_{sh}
+
+    A target without an in-edge gets exactly 0 and finite gradients; duplicate edges count twice. Half types are
+    accumulated in float32. Every call is deterministic.
+
+    Args:
+        graph: Who may read whom.
+        q: ``[..., T, H, D]`` queries. Leading dimensions share the graph, unless the graph has its own.
+        k: ``[..., S, H, D]`` keys.
+        v: ``[..., S, H, D_v]`` values.
+        score: A name, a :class:`~graphattn.score.Score`, or a ready edge tensor ``[..., E, H]`` (then ``q = k =
+            None``).
+        normalizer: A name or a :class:`~graphattn.normalize.Normalizer`.
+        propagator: A name or a :class:`~graphattn.propagate.Propagator`.
+        edge_bias: ``[E]``, ``[E, H]`` or ``[..., E, H]``, added to the score; or a function of integer tensors
+            ``(target [E, 1], source [E, 1], head [H])`` that returns what broadcasts to ``[E, H]`` (ALiBi, say).
+        edge_gate: ``[E, H, D]`` or ``[..., E, H, D]``, handed to the score: the dot score multiplies it with q * k in
+            each channel.
+        scale: Factor on the score before bias and clamp; default ``D ** -0.5`` for the dot score, else 1.
+        clamp: Bound on the magnitude of the score, applied last.
+        dropout_p: Probability of dropping a weight, after the normaliser.
+        dropout_seed: int64 ``[2]`` on the device of ``v`` (see :func:`draw_seed`), needed where ``dropout_p > 0``. The
+            same seed drops the same weights.
+        need_weights: Return the weights, too.
+        need_lse: Return the log-sum-exp, too (softmax only).
+        backend: ``"auto"`` or the name of a backend (:func:`graphattn.list_backends`).
+
+    Edge tensors are in the caller's edge order for explicit graphs, target-major with ascending sources for patterns.
+    Where the graph has leading dimensions of its own, its edges are flat over its copies
+    (:attr:`~graphattn.TokenGraph.edge_slices`), so edge tensors have none for them; with a graph for each head, H is 1.
+
+    Returns:
+        ``[..., T, H, D_v]``, or an :class:`AttentionOutput` if weights or lse are asked for; all differentiable.
+
+    Raises:
+        ArgumentError: If shapes or values do not fit.
+        ArgumentTypeError: If types, dtypes or devices do not fit.
+    """
+    rule = resolve_normalizer(normalizer)
+    mover = resolve_propagator(propagator)
+    is_softmax = isinstance(rule, Softmax)
+    if need_lse and not is_softmax:
+        raise ArgumentError(f"need_lse needs the softmax normaliser, got {type(rule).__name__}")
+    q, k, values, score, edge_bias, edge_gate = _prepare(graph, q, k, v, score, edge_bias, edge_gate, clamp)
+    if values is None:
+        raise ArgumentTypeError("v must be a floating tensor, got None")
+    check_dropout(dropout_p, dropout_seed, values.device)
+    fold = Fold(graph, tuple(values.shape[:-3]), values.shape[-2])
+    values = fold.tokens(values)
+
+    weights = lse = None
+    if why_unfused(score, rule, mover, need_weights) is None:
+        assert q is not None and k is not None
+        out, lse = csr_attention(
+            graph.structure,
+            fold.tokens(q),
+            fold.tokens(k),
+            values,
+            edge_bias=_bias(fold, edge_bias, q, graph.num_edges),
+            edge_gate=fold.edges("edge_gate", edge_gate, graph.num_edges, channels=True),
+            scale=scale,
+            clamp=clamp,
+            dropout_p=dropout_p,
+            dropout_seed=dropout_seed,
+            backend=backend,
+        )
+    else:
+        scores = _scores(graph, fold, q, k, score, edge_bias, edge_gate, scale, clamp, backend)
+        if is_softmax:
+            weights, lse = segment_softmax(graph.structure, scores, backend=backend)
+        else:
+            weights = rule(graph, scores, backend)
+        kept = _drop(weights, dropout_p, dropout_seed)
+        out = mover(EdgeOperator(graph, kept.to(values.dtype), backend), values)
+
+    out = fold.untokens(out, graph.num_targets)
+    if not (need_weights or need_lse):
+        return out
+    return AttentionOutput(
+        out,
+        fold.unedges(weights.to(v.dtype)) if need_weights and weights is not None else None,
+        fold.untokens(lse.unsqueeze(-1), graph.num_targets).squeeze(-1) if need_lse and lse is not None else None,
+    )
+
+
+def edge_weights(
+    graph: TokenGraph,
+    q: Tensor | None,
+    k: Tensor | None,
+    *,
+    score: str | Score | Tensor = "dot",
+    normalizer: str | Normalizer = "softmax",
+    edge_bias: EdgeBias = None,
+    edge_gate: Tensor | None = None,
+    scale: float | None = None,
+    clamp: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Score and normalise: the weights of :func:`attend` without moving a value.
+
+    Args:
+        graph: Who may read whom.
+        q: ``[..., T, H, D]``, or ``None`` with a ready score.
+        k: ``[..., S, H, D]``, or ``None`` with a ready score.
+        score: See :func:`attend`; a ready score is ``[E, H]`` or ``[..., E, H]``.
+        normalizer: See :func:`attend`.
+        edge_bias: See :func:`attend`.
+        edge_gate: See :func:`attend`.
+        scale: See :func:`attend`.
+        clamp: See :func:`attend`.
+        backend: See :func:`attend`.
+
+    Returns:
+        ``[..., E, H]`` in the caller's edge order.
+
+    Raises:
+        ArgumentError: If shapes or values do not fit.
+    """
+    q, k, _, score, edge_bias, edge_gate = _prepare(graph, q, k, None, score, edge_bias, edge_gate, clamp)
+    like = score if isinstance(score, Tensor) else q
+    assert like is not None
+    fold = Fold(graph, *(_score_leading(graph, like) if like is score else (tuple(like.shape[:-3]), like.shape[-2])))
+    scores = _scores(graph, fold, q, k, score, edge_bias, edge_gate, scale, clamp, backend)
+    return fold.unedges(resolve_normalizer(normalizer)(graph, scores, backend).to(like.dtype))
+
+
+def propagate(
+    graph: TokenGraph,
+    weights: Tensor,
+    v: Tensor,
+    propagator: str | Propagator = "one_hop",
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Move values along given weights.
+
+    Args:
+        graph: Who may read whom.
+        weights: ``[E]``, ``[E, H]`` or ``[..., E, H]`` in the caller's edge order.
+        v: ``[..., S, H, D]``.
+        propagator: A name or a :class:`~graphattn.propagate.Propagator`.
+        backend: See :func:`attend`.
+
+    Returns:
+        ``[..., T, H, D]``.
+
+    Raises:
+        ArgumentError: If shapes do not fit.
+    """
+    check_rows("v", v, graph.num_sources, "sources")
+    fold = Fold(graph, tuple(v.shape[:-3]), v.shape[-2])
+    folded = fold.edges("weights", weights, graph.num_edges)
+    assert folded is not None
+    out = resolve_propagator(propagator)(EdgeOperator(graph, folded.to(v.dtype), backend), fold.tokens(v))
+    return fold.untokens(out, graph.num_targets)
+
+
+def merge(parts: Sequence[AttentionOutput | tuple[Tensor, Tensor]]) -> AttentionOutput:
+    """Combine softmax attention over disjoint edge sets of the same targets, exactly.
+
+    .. math:: l = \\log \\sum_i e^{l_i}, \\qquad y = \\sum_i e^{l_i - l} y_i
+
+    Args:
+        parts: Outputs with ``need_lse=True``, or pairs (out ``[..., T, H, D]``, lse ``[..., T, H]``).
+
+    Returns:
+        Output and lse over the union of the edges; 0 and -inf where every part was empty.
+
+    Raises:
+        ArgumentError: If there is no part, or one without an lse.
+    """
+    if not parts:
+        raise ArgumentError("parts must hold at least one (out, lse) pair, got none")
+    outs, lses = zip(
+        *((part.out, part.lse) if isinstance(part, AttentionOutput) else part for part in parts), strict=True
+    )
+    if any(lse is None for lse in lses):
+        raise ArgumentError("parts must come from attend(..., need_lse=True); one has no lse")
+    if len({(out.shape, lse.shape) for out, lse in zip(outs, lses, strict=True)}) > 1:
+        raise ArgumentError(f"parts must have one shape, got outputs {[list(out.shape) for out in outs]}")
+    lse = torch.stack(lses)
+    empty = (lse == float("-inf")).all(0)
+    # Where every part is empty, any finite number keeps the exponentials, and their gradients, at zero.
+    total = lse.masked_fill(empty, 0.0).logsumexp(0)
+    out = ((lse - total).exp().unsqueeze(-1) * torch.stack(outs)).sum(0)
+    return AttentionOutput(out.to(outs[0].dtype), None, total.masked_fill(empty, float("-inf")))
+
+
+def draw_seed(generator: torch.Generator | None = None, device: torch.device | str | None = None) -> Tensor:
+    """A seed for ``dropout_seed``.
+
+    Args:
+        generator: Where randomness comes from; default: the global generator of the device.
+        device: Where the seed is used; default: the generator's device, else the CPU.
+
+    Returns:
+        int64 ``[2]``.
+    """
+    source = generator.device if generator is not None else device
+    seed = torch.randint(0, 2**62, (2,), generator=generator, device=source)
+    return seed if device is None else seed.to(device)
+
+
+def why_unfused(
+    score: Score | Tensor, normalizer: Normalizer, propagator: Propagator, need_weights: bool
+) -> str | None:
+    """Why :func:`attend` takes the sparse operations one after another; ``None``: one fused operation does it all."""
+    if isinstance(score, Tensor):
+        return "the score is a ready edge tensor"
+    if score.fused != "dot":
+        return f"no kernel knows the score {type(score).__name__}"
+    if not isinstance(normalizer, Softmax):
+        return f"no kernel knows the normaliser {type(normalizer).__name__}"
+    if not isinstance(propagator, OneHop):
+        return f"no kernel knows the propagator {type(propagator).__name__}"
+    return "need_weights asks for the weights, which the fused operation never stores" if need_weights else None
+
+
+def _prepare(
+    graph: TokenGraph,
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor | None,
+    score: str | Score | Tensor,
+    edge_bias: EdgeBias,
+    edge_gate: Tensor | None,
+    clamp: float | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Score | Tensor, EdgeBias, Tensor | None]:
+    """The arguments checked, the score resolved, and everything in the dtype of autocast where it is on."""
+    check_clamp(clamp)
+    rule = None if callable(edge_bias) else edge_bias
+    ready = score if isinstance(score, Tensor) else None
+    q, k, v, ready, rows, edge_gate = autocast(q, k, v, ready, rule, edge_gate)
+    chosen = resolve_score(score) if ready is None else ready  # type: ignore[arg-type]
+    check_inputs(graph, q, k, v, chosen, edge_bias=rows, edge_gate=edge_gate)
+    return q, k, v, chosen, edge_bias if callable(edge_bias) else rows, edge_gate
+
+
+def _bias(fold: Fold, bias: EdgeBias, like: Tensor, num_edges: int) -> Tensor | None:
+    rows = fold.evaluate(bias, like) if callable(bias) else bias
+    return fold.edges("edge_bias", rows, num_edges)
+
+
+def _scores(
+    graph: TokenGraph,
+    fold: Fold,
+    q: Tensor | None,
+    k: Tensor | None,
+    score: Score | Tensor,
+    edge_bias: EdgeBias,
+    edge_gate: Tensor | None,
+    scale: float | None,
+    clamp: float | None,
+    backend: str,
+) -> Tensor:
+    """Scores after scale, bias and clamp, ``[E, repeats * heads]``, in the dtype of accumulation."""
+    if isinstance(score, Tensor):
+        ready = fold.edges("score", score, graph.num_edges)
+        assert ready is not None
+        like, scores, factor = score, ready, 1.0
+    else:
+        assert q is not None and k is not None
+        gate = fold.edges("edge_gate", edge_gate, graph.num_edges, channels=True)
+        scores = _edge_scores(graph, fold, score, fold.tokens(q), fold.tokens(k), gate, backend)
+        like, factor = q, score.default_scale(q.shape[-1])
+    scores = scores.to(accumulate_dtype(like.dtype))
+    factor = factor if scale is None else scale
+    if factor != 1.0:
+        scores = scores * factor
+    bias = _bias(fold, edge_bias, like, graph.num_edges)
+    if bias is not None:
+        scores = scores + bias
+    return scores if clamp is None else scores.clamp(-clamp, clamp)
+
+
+def _edge_scores(
+    graph: TokenGraph, fold: Fold, score: Score, q: Tensor, k: Tensor, gate: Tensor | None, backend: str
+) -> Tensor:
+    structure = graph.structure
+    if isinstance(score, DotScore):
+        # In the dtype of accumulation, as the fused kernels do: a half would overflow before it is scaled.
+        q, k = q.to(accumulate_dtype(q.dtype)), k.to(accumulate_dtype(k.dtype))
+        if gate is None:
+            return sddmm(structure, q, k, backend=backend)
+        return (sddmm(structure, q, k, channels=True, backend=backend) * gate).sum(-1)
+    at_target = fold.edge_heads(spread(structure, q, backend=backend))
+    at_source = fold.edge_heads(spread(structure.T, k, backend=backend))
+    scores = score.edge(at_target, at_source, None if gate is None else fold.edge_heads(gate))
+    if scores.shape != at_target.shape[:-1]:
+        raise ArgumentError(
+            f"score {type(score).__name__} must return one number for each edge and head, "
+            f"{list(at_target.shape[:-1])}, got {list(scores.shape)}"
+        )
+    return fold.own_head(scores).flatten(1)
+
+
+def _score_leading(graph: TokenGraph, score: Tensor) -> tuple[tuple[int, ...], int]:
+    """Leading dimensions and heads that belong to a ready score ``[..., E, H]``."""
+    own = graph.leading
+    batch = own[:1] if graph.leading_axes.startswith("b") else ()
+    heads = own[-1] if graph.leading_axes.endswith("h") else (score.shape[-1] if score.dim() > 1 else 1)
+    return (*score.shape[:-2], *batch), heads
+
+
+def _drop(weights: Tensor, p: float, seed: Tensor | None) -> Tensor:
+    if p == 0.0:
+        return weights
+    assert seed is not None
+    edges = torch.arange(weights.shape[0], device=weights.device)
+    return weights * dropout_scale(seed, edges, weights.shape[1], p, weights.dtype)

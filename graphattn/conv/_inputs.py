@@ -1,0 +1,108 @@
+"""What PyG users hand to a layer, brought into one form and checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphattn.errors import ArgumentError, ArgumentTypeError
+from graphattn.graph import TokenGraph
+from graphattn.graph.convert import as_token_graph, sparse_values
+from graphattn.graph.matrix import is_matrix
+
+__all__ = ["edge_features", "given_edge_index", "node_features", "token_graph"]
+
+
+def node_features(
+    x: Any, widths: tuple[int, int], size: tuple[int | None, int | None] | None
+) -> tuple[Tensor, Tensor]:
+    """Features of sources and of targets, from one tensor or a pair.
+
+    Args:
+        x: ``[N, F]``, or the pair ``[N_s, F_s]``, ``[N_t, F_t]``.
+        widths: F_s and F_t; below 1: not known yet.
+        size: N_s and N_t, where the caller gave them.
+    """
+    pair = isinstance(x, (tuple, list))
+    if pair and len(x) != 2:
+        raise ArgumentError(f"x must be a tensor or a pair (sources, targets), got {len(x)} entries")
+    both = tuple(x) if pair else (x, x)
+    for at, (rows, width) in enumerate(zip(both, widths)):
+        name = f"x[{at}] ({'source' if at == 0 else 'target'} features)" if pair else "x"
+        if not isinstance(rows, Tensor) or not rows.is_floating_point():
+            got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+            hint = "; the target nodes ask, so their features are needed" if rows is None and at == 1 else ""
+            raise ArgumentTypeError(f"{name} must be a floating tensor, got {got}{hint}")
+        if rows.dim() != 2 or (width > 0 and rows.shape[1] != width):
+            expected = f"[N, {width}]" if width > 0 else "[N, F]"
+            raise ArgumentError(f"{name} must have shape {expected}, got {list(rows.shape)}")
+        if size is not None and size[at] is not None and size[at] != rows.shape[0]:
+            raise ArgumentError(f"size must be the numbers of rows of x, got {size} for {name} of {list(rows.shape)}")
+    return both
+
+
+def token_graph(edge_index: Any, num_sources: int, num_targets: int, flow: str) -> TokenGraph:
+    """The token graph of any form of ``edge_index``.
+
+    Args:
+        edge_index: See :meth:`AttentionConv.forward`.
+        num_sources: Rows of the sources' features.
+        num_targets: Rows of the targets' features.
+        flow: PyG's ``flow``; ``"target_to_source"`` exchanges the rows of an ``edge_index``.
+    """
+    if not (isinstance(edge_index, (Tensor, TokenGraph)) or is_matrix(edge_index)):
+        raise ArgumentTypeError(
+            "edge_index must be an integer tensor [2, E], an EdgeIndex, a sparse transposed adjacency or a TokenGraph, "
+            f"got {type(edge_index).__name__}"
+        )
+    if isinstance(edge_index, TokenGraph) and edge_index.leading:
+        raise ArgumentError(
+            f"edge_index must be one graph, got a TokenGraph with leading dimensions {list(edge_index.leading)}; "
+            "graphattn.attend takes those"
+        )
+    if flow == "target_to_source":
+        if not _is_edge_index(edge_index):
+            raise ArgumentError(
+                f"flow='target_to_source' needs an edge_index [2, E]; transpose the {type(edge_index).__name__} instead"
+            )
+        edge_index = edge_index.flip(0)
+    return as_token_graph(edge_index, num_targets=num_targets, num_sources=num_sources)
+
+
+def given_edge_index(edge_index: Any, graph: TokenGraph) -> Tensor:
+    """``[2, E]`` in the order in which the edges were given; an ``edge_index`` as it is."""
+    return edge_index if _is_edge_index(edge_index) else graph.edge_index
+
+
+def edge_features(edge_attr: Any, edge_index: Any, num_edges: int, width: int | None) -> Tensor | None:
+    """``[E, F]`` edge features, from ``edge_attr`` or from the values of a sparse ``edge_index``.
+
+    Args:
+        edge_attr: ``[E, F]``, ``[E]`` where F is 1, or ``None``.
+        edge_index: See :meth:`AttentionConv.forward`.
+        num_edges: E.
+        width: F; below 1: not known yet; ``None``: the layer has no edge features.
+    """
+    if width is None:
+        if edge_attr is not None:
+            raise ArgumentError("edge_attr was given to a layer made with edge_dim=None; give edge_dim its width")
+        return None
+    name = "edge_attr"
+    if edge_attr is None:
+        name, edge_attr = "edge_attr (the values of edge_index)", sparse_values(edge_index)
+    if edge_attr is None:
+        raise ArgumentError(f"edge_attr [{num_edges}, {width}] is needed by a layer made with edge_dim={width}")
+    if not isinstance(edge_attr, Tensor) or not edge_attr.is_floating_point():
+        got = edge_attr.dtype if isinstance(edge_attr, Tensor) else type(edge_attr).__name__
+        raise ArgumentTypeError(f"{name} must be a floating tensor, got {got}; embed categories first")
+    rows = edge_attr.unsqueeze(-1) if edge_attr.dim() == 1 else edge_attr
+    if rows.dim() != 2 or rows.shape[0] != num_edges or (width > 0 and rows.shape[1] != width):
+        expected = f"[{num_edges}, {width if width > 0 else 'F'}]"
+        raise ArgumentError(f"{name} must have shape {expected}, one row for each edge, got {list(edge_attr.shape)}")
+    return rows
+
+
+def _is_edge_index(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.dtype != torch.bool

@@ -1,0 +1,286 @@
+"""The simple patterns, one class each: what :mod:`graphattn.graph.patterns` makes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from graphattn.graph.csr import Csr, batch_vector, index_dtype
+from graphattn.graph.pattern import Pattern, csr_from_ranges
+
+__all__ = ["Blocks", "Causal", "Complete", "Device", "Grid", "Hubs", "Prefix", "Window"]
+
+Device = torch.device | str | None
+
+
+class Complete(Pattern):
+    """Every target reads every source. Made by :func:`complete`."""
+
+    def contains(self, target: Tensor, source: Tensor) -> Tensor:
+        return (target >= 0) & (source >= 0)
+
+    @property
+    def num_edges(self) -> int:
+        return self._num_targets * self._num_sources
+
+    @property
+    def known_symmetric(self) -> bool:
+        return self.is_square
+
+    def transposed(self) -> Pattern:
+        return Complete(self._num_sources, self._num_targets, device=self.device)
+
+    def _enumerate(self) -> Csr:
+        count = torch.full((self._num_targets,), self._num_sources, device=self.device)
+        return csr_from_ranges(torch.zeros_like(count), count, self._num_sources, self.num_edges)
+
+
+class Prefix(Pattern):
+    """Every token reads the first ``size`` tokens, itself and what is before it. Made by :func:`prefix`."""
+
+    _static_fields = (*Pattern._static_fields, "size")
+
+    def __init__(self, num_tokens: int, size: int, device: Device) -> None:
+        super().__init__(num_tokens, num_tokens, device=device)
+        self.size = size
+
+    def contains(self, target: Tensor, source: Tensor) -> Tensor:
+        return (source < self.size) | (source <= target)
+
+    @property
+    def num_edges(self) -> int:
+        n, k = self._num_targets, self.size
+        return k * k + (n * (n + 1) - k * (k + 1)) // 2
+
+    def _enumerate(self) -> Csr:
+        token = torch.arange(self._num_targets, device=self.device)
+        count = (token + 1).clamp(min=self.size)
+        return csr_from_ranges(torch.zeros_like(token), count, self._num_sources, self.num_edges)
+
+
+class Causal(Prefix):
+    """Every token reads itself and what is before it. Made by :func:`causal`."""
+
+    _static_fields = Pattern._static_fields
+    size = 0
+
+    def __init__(self, num_tokens: int, device: Device) -> None:
+        Pattern.__init__(self, num_tokens, num_tokens, device=device)
+
+    def contains(self, target: Tensor, source: Tensor) -> Tensor:
+        return source <= target
+
+
+class Window(Pattern):
+    """Every token reads itself and its neighbours in a sequence. Made by :func:`window`, :func:`strided`."""
+
+    _static_fields = (*Pattern._static_fields, "size", "dilation", "causal")
+
+    def __init__(self, num_tokens: int, size: int, dilation: int, causal: bool, device: Device) -> None:
+        super().__init__(num_tokens, num_tokens, device=device)
+        self.size = size
+        self.dilation = dilation
+        self.causal = causal
+
+    def contains(self, target: Tensor, source: Tensor) -> Tensor:
+        distance = target - source
+        reach = self.size * self.dilation
+        inside = (distance <= reach) & (distance >= (0 if self.causal else -reach))
+        return inside if self.dilation == 1 else inside & (distance % self.dilation == 0)
+
+    @property
+    def num_edges(self) -> int:
+        n, d = self._num_targets, self.dilation
+        if n == 0:
+            return 0
+        reached = min(self.size, (n - 1) // d)  # steps that still land inside the sequence
+        one_side = reached * n - d * reached * (reached + 1) // 2
+        return n + (one_side if self.causal else 2 * one_side)
+
+    @property
+    def known_symmetric(self) -> bool:
+        return not self.causal
+
+    def _enumerate(self) -> Csr:
+        n, d = self._num_targets, self.dilation
+        token = torch.arange(n, device=self.device)
+        before = (token // d).clamp(max=self.size)
+        after = torch.zeros_like(token) if self.causal else ((n - 1 - token) // d).clamp(max=self.size)
+        return csr_from_ranges(token - before * d, before + after + 1, n, self.num_edges, step=d)
+
+
+class Hubs(Pattern):
+    """The first ``count`` tokens read all tokens and are read by all. Made by :func:`hubs`."""
+
+    _static_fields = (*Pattern._static_fields, "count")
+
+    def __init__(self, num_tokens: int, count: int, device: Device) -> None:
+        super().__init__(num_tokens, num_tokens, device=device)
+        self.count = count
+
+    def contains(self, target: Tensor, source: Tensor) -> Tensor:
+        return (target < self.count) | (source < self.count)
+
+    @property
+    def num_edges(self) -> int:
+        return self.count * (2 * self._num_targets - self.count)
+
+    @property
+    def known_symmetric(self) -> bool:
+        return True
+
+    def _enumerate(self) -> Csr:
+        n = self._num_targets
+        token = torch.arange(n, device=self.device)
+        count = torch.where(token < self.count, n, self.count)
+        return csr_from_ranges(torch.zeros_like(token), count, n, self.num_edges)
+
+
+class Blocks(Pattern):
+    """Every target reads every source of its own member. Made by :func:`blocks`."""
+
+    _tensor_fields = (*Pattern._tensor_fields, "_target_member", "_source_member")
+    _static_fields = (*Pattern._static_fields, "_num_edges")
+
+    def __init__(
+        self,
+        target_ptr: Tensor,
+        source_ptr: Tensor,
+        num_targets: int,
+        num_sources: int,
+        num_edges: int | None = None,
+    ) -> None:
+        device = target_ptr.device
+        super().__init__(num_targets, num_sources, device=device, target_ptr=target_ptr, source_ptr=source_ptr)
+        self._num_edges = num_edges
+        self._target_member = batch_vector(target_ptr, num_targets, device)
+        self._source_member: Tensor | None = None  # None: as targets
+        if source_ptr is not target_ptr:
+            self._source_member = batch_vector(source_ptr, num_sources, device)
+
+    def contains(self, target: Tensor, source: Tensor) -> Tensor:
+        return self._target_member[target] == self.source_batch[source]
+
+    @property
+    def target_batch(self) -> Tensor:
+        return self._target_member
+
+    @property
+    def source_batch(self) -> Tensor:
+        return self._target_member if self._source_member is None else self._source_member
+
+    @property
+    def num_edges(self) -> int:
+        if self._num_edges is None:
+            targets, sources = self._ptrs
+            self._num_edges = int((targets.diff().long() * sources.diff()).sum())
+        return self._num_edges
+
+    @property
+    def known_symmetric(self) -> bool:
+        return self._source_member is None
+
+    def transposed(self) -> Pattern:
+        if self.known_symmetric:
+            return self
+        targets, sources = self._ptrs
+        return Blocks(sources, targets, self._num_sources, self._num_targets, self._num_edges)
+
+    def _parameters(self) -> dict[str, object]:
+        return {}  # sizes and number of members say it all
+
+    def _enumerate(self) -> Csr:
+        _, sources = self._ptrs
+        start = sources[:-1].long()[self._target_member]
+        count = sources.diff().long()[self._target_member]
+        return csr_from_ranges(start, count, self._num_sources, self.num_edges)
+
+    @property
+    def _ptrs(self) -> tuple[Tensor, Tensor]:
+        targets, sources = self.target_ptr, self.source_ptr
+        assert targets is not None and sources is not None
+        return targets, sources
+
+
+class Grid(Pattern):
+    """Every cell of a grid reads the cells around it. Made by :func:`grid`."""
+
+    _static_fields = (*Pattern._static_fields, "height", "width", "radius", "diagonal", "torus", "self_loops")
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        radius: int,
+        diagonal: bool,
+        torus: bool,
+        self_loops: bool,
+        device: Device,
+    ) -> None:
+        super().__init__(height * width, height * width, device=device)
+        self.height = height
+        self.width = width
+        self.radius = radius
+        self.diagonal = diagonal
+        self.torus = torus
+        self.self_loops = self_loops
+
+    def contains(self, target: Tensor, source: Tensor) -> Tensor:
+        down = (target // self.width - source // self.width).abs()
+        right = (target % self.width - source % self.width).abs()
+        if self.torus:
+            down = torch.minimum(down, self.height - down)
+            right = torch.minimum(right, self.width - right)
+        near = torch.maximum(down, right) if self.diagonal else down + right
+        inside = near <= self.radius
+        return inside if self.self_loops else inside & (target != source)
+
+    @property
+    def num_edges(self) -> int:
+        n, loops = self._num_targets, self._num_targets if self.self_loops else 0
+        if n == 0:
+            return 0
+        along = [self._pairs_along(size) for size in (self.height, self.width)]
+        if self.diagonal:
+            return along[0] * along[1] - n + loops
+        return (along[0] - self.height) * self.width + self.height * (along[1] - self.width) + loops
+
+    @property
+    def known_symmetric(self) -> bool:
+        return True
+
+    def _pairs_along(self, size: int) -> int:
+        """Ordered pairs of positions within the radius on a line (or ring) of this size, itself included."""
+        if self.torus:
+            return size * min(2 * self.radius + 1, size)
+        reach = min(self.radius, size - 1)
+        return size * (2 * reach + 1) - reach * (reach + 1)
+
+    def _steps(self) -> Tensor:
+        """Steps down and right that lead to a cell that is read, ``[K, 2]``, in the order of the cells."""
+        down, right = (self._steps_along(size) for size in (self.height, self.width))
+        steps = torch.cartesian_prod(down, right)
+        far = steps.abs().amax(1) if self.diagonal else steps.abs().sum(1)
+        return steps[(far <= self.radius) & (self.self_loops | (far > 0))]
+
+    def _steps_along(self, size: int) -> Tensor:
+        """On a ring each position is met once, on the shorter way."""
+        low, high = -self.radius, self.radius
+        if self.torus:
+            low, high = max(low, -((size - 1) // 2)), min(high, size // 2)
+        return torch.arange(low, high + 1, device=self.device)
+
+    def _enumerate(self) -> Csr:
+        n, height, width = self._num_targets, self.height, self.width
+        dtype = index_dtype(n, self.num_edges)
+        step = self._steps().to(dtype)
+        target = torch.arange(n, device=self.device, dtype=dtype)[:, None]
+        down = target // max(width, 1) + step[:, 0]
+        right = target % max(width, 1) + step[:, 1]
+        if self.torus:
+            source, _ = (down % max(height, 1) * width + right % max(width, 1)).sort(dim=1)  # wrapping mixes them
+            rowptr = torch.arange(n + 1, device=self.device, dtype=dtype) * source.shape[1]
+            return Csr(rowptr, source.flatten(), None)
+        inside = (down >= 0) & (down < height) & (right >= 0) & (right < width)
+        rowptr = torch.cat([target.new_zeros(1), inside.sum(1).cumsum(0)])
+        return Csr(rowptr.to(dtype), (down * width + right)[inside], None)

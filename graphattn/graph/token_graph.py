@@ -1,0 +1,591 @@
+"""TokenGraph: who may read whom.
+
+An edge ``source -> target`` lets the target read the source: the target asks (query), the source answers
+(key and value). ``edge_index[0]`` holds sources and ``edge_index[1]`` targets, as in PyTorch Geometric::
+
+    edge_index = [[s],     source s  ----- key, value ----->  target t
+                  [t]]     (answers)                          (asks: query)
+
+    in a matrix of "may read", rows are targets and columns are sources: mask[t, s]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from graphattn.errors import ArgumentError
+from graphattn.graph import check, pytree
+from graphattn.graph.csr import Csc, Csr, batch_vector, rows, sort_by_source, sort_by_target
+from graphattn_kernels import Structure, View
+
+if TYPE_CHECKING:
+    from graphattn.graph.patterns import Pattern
+
+__all__ = ["Csc", "Csr", "TokenGraph"]
+
+
+class TokenGraph:
+    """An immutable, possibly bipartite directed graph over tokens.
+
+    Make one with :meth:`from_edge_index` or another ``from_`` method, with a pattern of
+    :mod:`graphattn.graph.patterns`, or from other graphs with the algebra (``|  &  -  @  .T``).
+
+    A ragged batch is one block-diagonal graph whose members are marked by ``target_ptr`` and ``source_ptr``
+    (PyG's ``ptr``). A graph with *leading* dimensions holds one graph per head and/or batch entry
+    (:meth:`per_head`, :meth:`stack`); its edges are stored flat, copy after copy.
+
+    Edge tensors (weights, biases, features) are in the caller's edge order for explicit graphs and
+    target-major with ascending sources for patterns.
+    """
+
+    # What the pytree of a graph is made of; a subclass appends its own attributes.
+    _tensor_fields: tuple[str, ...] = ("_csr", "_csc", "_target", "_reverse", "_target_ptr", "_source_ptr")
+    _static_fields: tuple[str, ...] = ("_num_targets", "_num_sources", "_leading", "_leading_axes")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        pytree.register(cls)
+
+    def __init__(
+        self,
+        csr: Csr | None,
+        *,
+        num_targets: int,
+        num_sources: int,
+        target_ptr: Tensor | None = None,
+        source_ptr: Tensor | None = None,
+        leading: tuple[int, ...] = (),
+        leading_axes: str = "",
+    ) -> None:
+        self._csr = csr
+        self._csc: Csc | None = None
+        self._target: Tensor | None = None
+        self._structure: Structure | None = None
+        self._reverse: Tensor | None = None
+        self._num_targets = num_targets
+        self._num_sources = num_sources
+        self._target_ptr = target_ptr
+        self._source_ptr = None if source_ptr is target_ptr else source_ptr  # None: as target_ptr
+        self._leading = leading
+        self._leading_axes = leading_axes
+
+    # --- construction -------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_edge_index(
+        cls,
+        edge_index: Tensor,
+        num_tokens: int | None = None,
+        *,
+        num_targets: int | None = None,
+        num_sources: int | None = None,
+        ptr: Tensor | None = None,
+        target_ptr: Tensor | None = None,
+        source_ptr: Tensor | None = None,
+        validate: bool = True,
+    ) -> TokenGraph:
+        """A graph from PyG's ``edge_index``.
+
+        Args:
+            edge_index: Integer ``[2, E]``: sources, then targets. Duplicates count twice in attention.
+            num_tokens: Number of tokens of a square graph; default: the end of ``ptr``, or else the largest
+                index plus one.
+            num_targets: Number of targets of a bipartite graph (instead of ``num_tokens``).
+            num_sources: Number of sources of a bipartite graph (instead of ``num_tokens``).
+            ptr: ``[B + 1]`` first token of each member of a square batch, ending with ``num_tokens``.
+            target_ptr: The same for the targets of a bipartite batch.
+            source_ptr: The same for the sources of a bipartite batch.
+            validate: Check shapes, dtypes, the range of every index and that no edge leaves its member (one
+                pass and, on CUDA, a synchronisation). Without it, a bad index is undefined behaviour.
+
+        Raises:
+            ArgumentTypeError: If a tensor has the wrong type or dtype.
+            ArgumentError: If a shape, size or index does not fit.
+        """
+        sizes = check.resolve_sizes(edge_index, num_tokens, num_targets, num_sources, ptr)
+        num_targets, num_sources = sizes
+        target_ptr, source_ptr = check.resolve_ptrs(ptr, target_ptr, source_ptr)
+        if validate:
+            check.check_edge_index(edge_index, num_targets, num_sources)
+            check.check_ptrs(target_ptr, source_ptr, num_targets, num_sources, edge_index.device)
+            check.check_members(edge_index, target_ptr, source_ptr)
+        source, target = edge_index[0].long(), edge_index[1].long()
+        return cls(
+            sort_by_target(source, target, num_targets, num_sources),
+            num_targets=num_targets,
+            num_sources=num_sources,
+            target_ptr=target_ptr,
+            source_ptr=source_ptr,
+        )
+
+    @classmethod
+    def from_csr(
+        cls,
+        rowptr: Tensor,
+        col: Tensor,
+        *,
+        num_sources: int | None = None,
+        target_ptr: Tensor | None = None,
+        source_ptr: Tensor | None = None,
+        validate: bool = True,
+    ) -> TokenGraph:
+        """A graph from rows of targets, without a copy: the sources of target ``t`` are
+        ``col[rowptr[t]:rowptr[t + 1]]``, ascending. Edge tensors are in the order of ``col``.
+
+        Args:
+            rowptr: Integer ``[T + 1]``.
+            col: Integer ``[E]``.
+            num_sources: Number of sources; default: as many as targets.
+            target_ptr: Members of a batch, see :meth:`from_edge_index`.
+            source_ptr: Members of a batch, see :meth:`from_edge_index`.
+            validate: Check the arrays (one pass).
+
+        Raises:
+            ArgumentTypeError: If a tensor has the wrong type or dtype.
+            ArgumentError: If the arrays are inconsistent.
+        """
+        num_targets = check.num_rows(rowptr)
+        num_sources = num_targets if num_sources is None else num_sources
+        target_ptr, source_ptr = check.resolve_ptrs(None, target_ptr, source_ptr)
+        graph = cls(
+            Csr(rowptr, col, None),
+            num_targets=num_targets,
+            num_sources=num_sources,
+            target_ptr=target_ptr,
+            source_ptr=source_ptr,
+        )
+        if validate:
+            check.check_csr(rowptr, col, num_sources)
+            check.check_ptrs(target_ptr, source_ptr, num_targets, num_sources, col.device)
+            if target_ptr is not None:
+                check.check_members(graph.edge_index, target_ptr, source_ptr)
+        return graph
+
+    @classmethod
+    def from_adj_t(cls, adjacency: Any) -> TokenGraph:
+        """A graph from a *transposed* adjacency (rows are targets): torch.sparse CSR/CSC/COO, SparseTensor,
+        SciPy sparse, or a dense boolean mask ``[T, S]`` (True: the target may read the source)."""
+        from graphattn.graph import convert
+
+        return convert.from_adj_t(adjacency)
+
+    @classmethod
+    def from_adj(cls, adjacency: Any) -> TokenGraph:
+        """A graph from an adjacency whose rows are sources; the kinds of :meth:`from_adj_t`."""
+        from graphattn.graph import convert
+
+        return convert.from_adj_t(adjacency).T
+
+    @classmethod
+    def from_pyg(cls, data: Any) -> TokenGraph:
+        """The graph of a PyG ``Data`` or ``Batch`` (members from ``ptr``)."""
+        from graphattn.graph import convert
+
+        return convert.from_pyg(data)
+
+    @classmethod
+    def from_networkx(cls, graph: Any) -> TokenGraph:
+        """The graph of a NetworkX (di)graph, nodes and edges in their iteration order; undirected edges count
+        both ways."""
+        from graphattn.graph import convert
+
+        return convert.from_networkx(graph)
+
+    @classmethod
+    def from_dgl(cls, graph: Any) -> TokenGraph:
+        """The graph of a homogeneous or bipartite ``DGLGraph``, edges in DGL's order."""
+        from graphattn.graph import convert
+
+        return convert.from_dgl(graph)
+
+    @classmethod
+    def batch(cls, graphs: Sequence[TokenGraph]) -> TokenGraph:
+        """One block-diagonal graph of several, members marked by ``target_ptr`` and ``source_ptr``."""
+        from graphattn.graph import batch
+
+        return batch.batch(graphs)
+
+    @classmethod
+    def per_head(cls, graphs: Sequence[TokenGraph]) -> TokenGraph:
+        """A different graph for each attention head; all of one size. Leading dimension ``[H]``."""
+        from graphattn.graph import batch
+
+        return batch.stack(graphs, axis="h")
+
+    @classmethod
+    def stack(cls, graphs: Sequence[TokenGraph]) -> TokenGraph:
+        """A different graph for each batch entry; all of one size. Leading dimension ``[B]``, or ``[B, H]``
+        when the graphs are :meth:`per_head` themselves."""
+        from graphattn.graph import batch
+
+        return batch.stack(graphs, axis="b")
+
+    def unbatch(self) -> list[TokenGraph]:
+        """The members of a ragged batch, each with its own numbering and its edges in the batch's order."""
+        from graphattn.graph import batch
+
+        return batch.unbatch(self)
+
+    # --- facts --------------------------------------------------------------------------------------------
+
+    @property
+    def num_targets(self) -> int:
+        """Number of tokens that ask (of one copy, where there are leading dimensions)."""
+        return self._num_targets
+
+    @property
+    def num_sources(self) -> int:
+        """Number of tokens that answer (of one copy, where there are leading dimensions)."""
+        return self._num_sources
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of a square graph.
+
+        Raises:
+            ArgumentError: If the graph is bipartite.
+        """
+        self._need_square("num_tokens")
+        return self._num_targets
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges, all copies together."""
+        return self.csr.col.shape[0]
+
+    @property
+    def is_square(self) -> bool:
+        """Whether targets and sources are the same number of tokens."""
+        return self._num_targets == self._num_sources
+
+    @property
+    def device(self) -> torch.device:
+        """Where the arrays live."""
+        return self.csr.col.device
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """Sizes of the leading dimensions: ``()``, ``(H,)``, ``(B,)`` or ``(B, H)``."""
+        return self._leading
+
+    @property
+    def leading_axes(self) -> str:
+        """What the leading dimensions are: ``""``, ``"h"``, ``"b"`` or ``"bh"``."""
+        return self._leading_axes
+
+    @property
+    def num_copies(self) -> int:
+        """Number of graphs that the leading dimensions hold; 1 without them."""
+        return math.prod(self._leading)
+
+    @property
+    def target_ptr(self) -> Tensor | None:
+        """``[B + 1]`` first target of each member, or ``None`` for a single member."""
+        return self._target_ptr
+
+    @property
+    def source_ptr(self) -> Tensor | None:
+        """``[B + 1]`` first source of each member, or ``None`` for a single member."""
+        return self._target_ptr if self._source_ptr is None else self._source_ptr
+
+    @property
+    def num_members(self) -> int:
+        """Number of graphs in this ragged batch."""
+        return 1 if self._target_ptr is None else self._target_ptr.shape[0] - 1
+
+    @property
+    def csr(self) -> Csr:
+        """The edges by target."""
+        if self._csr is None:
+            self._csr = self._enumerate()
+        return self._csr
+
+    @property
+    def rowptr(self) -> Tensor:
+        """See :attr:`Csr.rowptr`."""
+        return self.csr.rowptr
+
+    @property
+    def col(self) -> Tensor:
+        """See :attr:`Csr.col`."""
+        return self.csr.col
+
+    @property
+    def edge_id(self) -> Tensor | None:
+        """See :attr:`Csr.edge_id`."""
+        return self.csr.edge_id
+
+    @property
+    def row(self) -> Tensor:
+        """``[E]``: the target of each edge, in the order of :attr:`csr`; built once."""
+        if self._target is None:
+            self._target = rows(self.csr)
+        return self._target
+
+    @property
+    def csc(self) -> Csc:
+        """The edges by source; built once."""
+        if self._csc is None:
+            self._csc = sort_by_source(self.csr, self.row, self.num_copies * self._num_sources)
+        return self._csc
+
+    @property
+    def structure(self) -> Structure:
+        """The graph as the kernels see it: both sorted views of the edges; built once."""
+        if self._structure is None:
+            csr, csc = self.csr, self.csc
+            by_target = View(csr.rowptr, csr.col, self.row, csr.edge_id)
+            edge_id = csc.transpose_id
+            if csr.edge_id is not None:
+                edge_id = csr.edge_id.index_select(0, edge_id)
+            source = csr.col.index_select(0, csc.transpose_id)
+            self._structure = Structure(by_target, View(csc.colptr, csc.row, source, edge_id))
+        return self._structure
+
+    @property
+    def edge_index(self) -> Tensor:
+        """int64 ``[2, E]``, sources then targets, in the caller's edge order."""
+        csr = self.csr
+        edges = torch.stack([csr.col.long(), self.row.long()])
+        if csr.edge_id is None:
+            return edges
+        return torch.empty_like(edges).index_copy_(1, csr.edge_id.long(), edges)
+
+    @property
+    def target_batch(self) -> Tensor:
+        """int64 ``[T]``: the member that each target belongs to (PyG's ``batch``)."""
+        return batch_vector(self._target_ptr, self._num_targets, self.device)
+
+    @property
+    def source_batch(self) -> Tensor:
+        """int64 ``[S]``: the member that each source belongs to."""
+        return batch_vector(self.source_ptr, self._num_sources, self.device)
+
+    @property
+    def in_degree(self) -> Tensor:
+        """int64 ``[T]``: number of sources that each target reads (flat over copies)."""
+        return self.csr.rowptr.diff().long()
+
+    @property
+    def out_degree(self) -> Tensor:
+        """int64 ``[S]``: number of targets that read each source (flat over copies)."""
+        return self.csc.colptr.diff().long()
+
+    @property
+    def edge_slices(self) -> Tensor:
+        """int64 ``[copies + 1]``: where the edges of each copy begin, for graphs with leading dimensions."""
+        if self._num_targets == 0:
+            return torch.zeros(self.num_copies + 1, dtype=torch.int64, device=self.device)
+        return self.csr.rowptr[:: self._num_targets].long()
+
+    @property
+    def reverse_edge(self) -> Tensor:
+        """int64 ``[E]``, caller's order: the edge ``t -> s`` for each edge ``s -> t`` (duplicates pair in
+        order); built once.
+
+        Raises:
+            ArgumentError: If some edge has no reverse.
+        """
+        if self._reverse is None:
+            from graphattn.graph import algebra
+
+            self._reverse = algebra.reverse_edge(self)
+        return self._reverse
+
+    @property
+    def has_self_loops(self) -> bool:
+        """Whether some token reads itself (``False`` for a bipartite graph)."""
+        from graphattn.graph import algebra
+
+        return algebra.has_self_loops(self)
+
+    @property
+    def has_duplicates(self) -> bool:
+        """Whether some edge is there more than once."""
+        from graphattn.graph import algebra
+
+        return algebra.has_duplicates(self)
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether each edge is there as often as its reverse."""
+        from graphattn.graph import algebra
+
+        return algebra.is_symmetric(self)
+
+    @property
+    def pattern(self) -> Pattern | None:
+        """The rule that this graph follows, where it is a pattern and not a list of edges."""
+        return None
+
+    # --- algebra ------------------------------------------------------------------------------------------
+
+    @property
+    def T(self) -> TokenGraph:
+        """The graph with sources and targets exchanged; edge tensors keep their order (a pattern stays a
+        pattern, whose edges are target-major as ever)."""
+        from graphattn.graph import algebra
+
+        return algebra.transpose(self)
+
+    def __or__(self, other: TokenGraph) -> TokenGraph:
+        from graphattn.graph import algebra
+
+        return algebra.union(self, other)
+
+    def __and__(self, other: TokenGraph) -> TokenGraph:
+        from graphattn.graph import algebra
+
+        return algebra.intersection(self, other)
+
+    def __sub__(self, other: TokenGraph) -> TokenGraph:
+        from graphattn.graph import algebra
+
+        return algebra.difference(self, other)
+
+    def __matmul__(self, other: TokenGraph) -> TokenGraph:
+        from graphattn.graph import algebra
+
+        return algebra.compose(self, other)
+
+    def power(self, hops: int) -> TokenGraph:
+        """An edge wherever a walk of 1 to ``hops`` edges leads."""
+        from graphattn.graph import algebra
+
+        return algebra.power(self, hops)
+
+    def coalesce(self) -> TokenGraph:
+        """The same graph with each edge once, target-major with ascending sources."""
+        from graphattn.graph import algebra
+
+        return algebra.coalesce(self)
+
+    def with_self_loops(self) -> TokenGraph:
+        """Every token reads itself exactly once; existing edges keep their order, new loops come last (of
+        repeated loops the first stays). A pattern stays a pattern."""
+        from graphattn.graph import algebra
+
+        return algebra.with_self_loops(self)
+
+    def without_self_loops(self) -> TokenGraph:
+        """No token reads itself; the other edges keep their order."""
+        from graphattn.graph import algebra
+
+        return algebra.without_self_loops(self)
+
+    def symmetrize(self) -> TokenGraph:
+        """Each edge and its reverse, once, target-major with ascending sources."""
+        from graphattn.graph import algebra
+
+        return algebra.symmetrize(self)
+
+    def select(self, keep: Tensor) -> TokenGraph:
+        """The edges whose entry in ``keep`` (bool ``[E]``, the caller's order) is true; order kept."""
+        from graphattn.graph import algebra
+
+        return algebra.select(self, keep)
+
+    def sample(self, keep: float, generator: torch.Generator | None = None) -> TokenGraph:
+        """Each edge kept with probability ``keep``, independently; order kept."""
+        from graphattn.graph import algebra
+
+        return algebra.sample(self, keep, generator)
+
+    def restrict(self, tokens: Tensor) -> TokenGraph:
+        """The sub-graph induced by ``tokens`` (indices or a boolean mask), renumbered in the order given."""
+        from graphattn.graph import algebra
+
+        return algebra.restrict(self, tokens)
+
+    # --- conversions --------------------------------------------------------------------------------------
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenGraph:
+        """The graph on another device, caches included."""
+        from graphattn.graph import convert
+
+        return convert.to_device(self, device, non_blocking)
+
+    def to_torch_sparse(self, values: Tensor | None = None, layout: torch.layout = torch.sparse_csr) -> Tensor:
+        """Transposed adjacency ``[T, S]`` as torch.sparse CSR, CSC or COO, with ``values [E]`` given in the
+        caller's order (default: ones)."""
+        from graphattn.graph import convert
+
+        return convert.to_torch_sparse(self, values, layout)
+
+    def to_scipy(self, values: Tensor | None = None) -> Any:
+        """Transposed adjacency ``[T, S]`` as a SciPy CSR array, with ``values [E]`` given in the caller's
+        order (default: ones)."""
+        from graphattn.graph import convert
+
+        return convert.to_scipy(self, values)
+
+    def to_dense(self) -> Tensor:
+        """Boolean ``[..., T, S]``: may the target read the source?"""
+        from graphattn.graph import convert
+
+        return convert.to_dense(self)
+
+    def to_pyg(self, **attributes: Tensor) -> Any:
+        """A PyG ``Data`` (``Batch`` for a batch) with this ``edge_index`` and the given attributes."""
+        from graphattn.graph import convert
+
+        return convert.to_pyg(self, **attributes)
+
+    def to_networkx(self) -> Any:
+        """A NetworkX ``MultiDiGraph`` with integer nodes."""
+        from graphattn.graph import convert
+
+        return convert.to_networkx(self)
+
+    def to_dgl(self) -> Any:
+        """A ``DGLGraph``, edges in the caller's order."""
+        from graphattn.graph import convert
+
+        return convert.to_dgl(self)
+
+    # --- use ----------------------------------------------------------------------------------------------
+
+    def prepare(self, backend: str = "auto") -> TokenGraph:
+        """Build now what attention needs later (targets, transpose), so that hot loops and compiled
+        functions find it ready. Returns the same graph."""
+        del backend  # every backend so far needs the same arrays
+        _ = self.structure
+        return self
+
+    def describe(self) -> str:
+        """One table of facts: sizes, degrees, density, components, symmetry."""
+        from graphattn.graph import describe
+
+        return describe.describe(self)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the graph (small) or its adjacency (large) with matplotlib; returns the axes."""
+        from graphattn.graph import describe
+
+        return describe.plot(self, ax)
+
+    def __repr__(self) -> str:
+        size = f"{self._num_targets}" if self.is_square else f"{self._num_targets} <- {self._num_sources}"
+        parts = [f"tokens={size}", f"edges={self.num_edges}"]
+        if self._target_ptr is not None:
+            parts.append(f"members={self.num_members}")
+        if self._leading:
+            parts.append(f"leading={tuple(self._leading)}")
+        return f"{type(self).__name__}({', '.join(parts)}, device={str(self.device)!r})"
+
+    def _enumerate(self) -> Csr:
+        raise NotImplementedError  # patterns fill this in
+
+    def _need_square(self, what: str) -> None:
+        if not self.is_square:
+            raise ArgumentError(
+                f"{what} needs a square graph, got {self._num_targets} targets and {self._num_sources} sources"
+            )
+
+
+pytree.register(TokenGraph)

@@ -1,0 +1,57 @@
+"""What every mechanism offers to the blocks and models above it, and the table of mechanisms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from graphattn.attention import draw_seed
+from graphattn.errors import ArgumentError
+from graphattn.graph import TokenGraph
+from graphattn.registry import Registry
+
+__all__ = ["MECHANISMS", "Mechanism", "drop_seed", "head_width"]
+
+
+class Mechanism(nn.Module):
+    """Self-attention over a token graph: rows in, rows out.
+
+    A subclass takes ``(width, heads, edge_width=None, *, dropout=0.0, attention_dropout=0.0, ...)``, so that models can
+    make it by name, and implements :meth:`forward`.
+    """
+
+    def forward(self, x: Tensor, graph: TokenGraph, edge: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """One step of attention.
+
+        Args:
+            x: ``[..., N, width]`` token rows.
+            graph: Square graph over the N tokens.
+            edge: ``[E, edge_width]`` edge rows in the caller's order, for mechanisms that use them.
+
+        Returns:
+            New token rows ``[..., N, width]`` and new edge rows ``[E, edge_width]`` (``None`` where there are none).
+        """
+        raise NotImplementedError
+
+
+MECHANISMS: Registry[type[Mechanism]] = Registry("mechanism")
+MECHANISMS.add("graph_transformer", "graphattn.mechanisms.graph_transformer:GraphTransformerAttention")
+
+
+def head_width(width: int, heads: int) -> int:
+    """Channels of one head.
+
+    Raises:
+        ArgumentError: If heads do not divide the width.
+    """
+    if width < 1 or heads < 1 or width % heads:
+        raise ArgumentError(f"width must be a positive multiple of heads, got width={width}, heads={heads}")
+    return width // heads
+
+
+def drop_seed(module: nn.Module, p: float, like: Tensor) -> tuple[float, Tensor | None]:
+    """Dropout probability and seed of one call: nothing is drawn in evaluation or at p = 0."""
+    if p == 0.0 or not module.training:
+        return 0.0, None
+    with torch.no_grad():
+        return p, draw_seed(device=like.device)

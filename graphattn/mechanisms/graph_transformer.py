@@ -1,0 +1,91 @@
+"""The graph transformer's attention (Dwivedi & Bresson, "A Generalization of Transformer Networks to Graphs", 2020)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from graphattn.attention import attend
+from graphattn.errors import ArgumentError
+from graphattn.graph import TokenGraph
+from graphattn.mechanisms.base import Mechanism, drop_seed, head_width
+from graphattn_kernels import sddmm
+
+__all__ = ["GraphTransformerAttention"]
+
+
+class GraphTransformerAttention(Mechanism):
+    """Clamped scaled dot product over the given edges, softmax over a token's in-edges, one hop.
+
+    .. math::
+        s_{st} = \\operatorname{clamp}\\Big(\\frac{1}{\\sqrt{d}} \\sum_c q_{tc} k_{sc} e_{stc}\\Big), \\qquad
+        x'_t = O \\Big[\\sum_s \\operatorname{softmax}_s(s_{st})\\, v_s\\Big], \\qquad
+        e'_{st} = O_e \\Big[\\tfrac{1}{\\sqrt{d}}\\, q_t \\odot k_s \\odot e_{st}\\Big]
+
+    (arXiv 2012.09699, eqs. 4-5 without and 8-12 with edge rows). As in the released code, the score is clamped before the
+    exponential, and the edge output is the product before the clamp. Two differences: a token without in-edges gets
+    0 instead of 0/0, and the edge form is an exact softmax, where the code adds 1e-6 to its denominator.
+
+    Args:
+        width: Channels of a token row.
+        heads: Attention heads; must divide ``width``.
+        edge_width: Channels of an edge row; ``None``: no edge rows. Must equal ``width`` where given.
+        clamp: Bound on the score, 5 in the paper; ``None``: no bound.
+        bias: Give the query, key, value and edge projections a bias (published: no).
+        dropout: On the concatenated heads before the output projection.
+        attention_dropout: On the attention weights (published: none).
+        backend: See :func:`graphattn.attend`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        edge_width: int | None = None,
+        *,
+        clamp: float | None = 5.0,
+        bias: bool = False,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if edge_width not in (None, width):
+            raise ArgumentError(f"edge_width must equal width, {width}, or be None, got {edge_width}")
+        self.width, self.heads, self.head_width = width, heads, head_width(width, heads)
+        self.clamp, self.attention_dropout, self.backend = clamp, attention_dropout, backend
+        self.query = nn.Linear(width, width, bias=bias)
+        self.key = nn.Linear(width, width, bias=bias)
+        self.value = nn.Linear(width, width, bias=bias)
+        self.out = nn.Linear(width, width)
+        self.edge = nn.Linear(width, width, bias=bias) if edge_width else None
+        self.edge_out = nn.Linear(width, width) if edge_width else None
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, graph: TokenGraph, edge: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`Mechanism.forward`."""
+        q, k, v = (self._heads(project(x)) for project in (self.query, self.key, self.value))
+        p, seed = drop_seed(self, self.attention_dropout, x)
+        options = {"clamp": self.clamp, "dropout_p": p, "dropout_seed": seed, "backend": self.backend}
+        if self.edge is None or self.edge_out is None:
+            if edge is not None:
+                raise ArgumentError("edge rows were given to a mechanism made with edge_width=None")
+            return self._merge(attend(graph, q, k, v, **options)), None  # type: ignore[arg-type]
+        if edge is None:
+            raise ArgumentError(
+                f"edge rows [E, {self.width}] are needed by a mechanism made with edge_width={self.width}"
+            )
+        # The edge output needs the product of every channel, so the score is its sum rather than a second pass.
+        product = sddmm(graph.structure, q * self.head_width**-0.5, k, channels=True, backend=self.backend)
+        product = product * self._heads(self.edge(edge))
+        out = attend(graph, None, None, v, score=product.sum(-1), **options)  # type: ignore[arg-type]
+        return self._merge(out), self.edge_out(self.dropout(product.flatten(-2)))  # type: ignore[arg-type]
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, self.head_width))
+
+    def _merge(self, x: Tensor) -> Tensor:
+        return self.out(self.dropout(x.flatten(-2)))
+
+    def extra_repr(self) -> str:
+        """Shown by ``repr``."""
+        return f"width={self.width}, heads={self.heads}, clamp={self.clamp}"

@@ -1,0 +1,46 @@
+"""Pooling: every member of a batch reads its tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from graphattn.errors import ArgumentError
+from graphattn_kernels import Structure, View, segment_sum
+
+__all__ = ["POOLS", "pool"]
+
+POOLS = ("mean", "sum", "max")
+
+
+def pool(x: Tensor, batch: Tensor | None, num_graphs: int | None = None, how: str = "mean") -> Tensor:
+    """One row for each graph of a batch; deterministic on every device.
+
+    Args:
+        x: ``[N, C]`` token rows.
+        batch: int64 ``[N]``, the graph of each token, ascending; ``None``: all tokens are one graph.
+        num_graphs: Number of graphs; default: the largest entry of ``batch`` plus one (a synchronisation on CUDA).
+        how: ``"mean"``, ``"sum"`` or ``"max"``.
+
+    Returns:
+        ``[num_graphs, C]``; 0 for a graph without tokens.
+
+    Raises:
+        ArgumentError: If ``how`` is unknown.
+    """
+    if how not in POOLS:
+        raise ArgumentError(f"how must be one of {POOLS}, got {how!r}")
+    if batch is None:
+        batch, num_graphs = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device), 1
+    if num_graphs is None:
+        num_graphs = int(batch[-1]) + 1 if batch.numel() else 0
+    graphs = torch.arange(num_graphs + 1, device=batch.device)
+    ptr = torch.searchsorted(batch.contiguous(), graphs)
+    if how == "max":
+        top = torch.segment_reduce(x, "max", offsets=ptr, axis=0, unsafe=True)
+        return top.masked_fill((ptr.diff() == 0).unsqueeze(1), 0.0)
+    # The membership graph: tokens are sources, graphs are targets, one edge for each token.
+    tokens = torch.arange(x.shape[0] + 1, device=batch.device)
+    members = Structure(View(ptr, tokens[:-1], batch, None), View(tokens, batch, tokens[:-1], None))
+    total = segment_sum(members, x)
+    return total / ptr.diff().clamp(min=1).unsqueeze(1).to(x.dtype) if how == "mean" else total

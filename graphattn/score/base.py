@@ -1,0 +1,68 @@
+"""What a score is, and the table of scores that have a name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from graphattn.errors import ArgumentError, ArgumentTypeError
+from graphattn.registry import Registry
+
+__all__ = ["SCORES", "Score", "resolve_score"]
+
+
+class Score(nn.Module):
+    """One number for each edge and head, from the query at its target and the key at its source.
+
+    A subclass implements :meth:`edge`. Its parameters may have a head dimension: ``[H, D]`` broadcasts.
+    """
+
+    fused: ClassVar[str | None] = None
+    """Name under which the attention kernels know this score; ``None``: it is computed edge by edge."""
+
+    def edge(self, q_target: Tensor, k_source: Tensor, edge: Tensor | None) -> Tensor:
+        """The score of each edge, before scale, bias and clamp.
+
+        Args:
+            q_target: ``[E, ..., H, D]``, the query at the target of each edge.
+            k_source: ``[E, ..., H, D]``, the key at the source of each edge.
+            edge: ``[E, ..., H, D]`` or ``None``: the edge's own row (``edge_gate`` of :func:`~graphattn.attend`).
+
+        Returns:
+            ``[E, ..., H]``.
+        """
+        raise NotImplementedError
+
+    def default_scale(self, channels: int) -> float:
+        """The factor on the score where the caller gives none."""
+        return 1.0
+
+    def forward(self, q_target: Tensor, k_source: Tensor, edge: Tensor | None = None) -> Tensor:
+        """Calls :meth:`edge`."""
+        return self.edge(q_target, k_source, edge)
+
+
+# Filled where this room is imported: torch.compile cannot trace the import of a lazy entry.
+SCORES: Registry[type[Score]] = Registry("score")
+
+
+def resolve_score(score: str | Score) -> Score:
+    """A score from its name (made without arguments) or as it is.
+
+    Raises:
+        ArgumentError: If no score has this name, or the score has parameters and must be made by the caller.
+        ArgumentTypeError: If it is neither a name nor a score.
+    """
+    if isinstance(score, Score):
+        return score
+    if isinstance(score, str):
+        kind = SCORES.get(score)
+        try:
+            return kind()
+        except TypeError:
+            raise ArgumentError(
+                f"score {score!r} has parameters of its own: make a {kind.__name__}{inspect.signature(kind)} and pass it"
+            ) from None
+    raise ArgumentTypeError(f"score must be a name, a Score or an edge tensor, got {type(score).__name__}")

@@ -1,0 +1,47 @@
+"""Training with Lightning: tasks, data modules, schedules, run folders. Needs ``pip install "graphattn[train]"``.
+
+A task holds any ``nn.Module`` and calls it by matching the names of ``forward``'s parameters to the fields of the
+batch, so a model that knows nothing of this library trains here by its class path. ``graphattn fit --config x.yaml``
+is the command; the classes also work with a plain ``lightning.Trainer``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from graphattn.optional import require
+
+# Imported on first use: the results of a run can be read and printed without torch or Lightning.
+_HOME = {
+    "AtomicCheckpointIO": "checkpoint",
+    "CompleteGraph": "transforms",
+    "EpochSeed": "callbacks",
+    "GraphClassification": "tasks",
+    "GraphDataModule": "data",
+    "GraphRegression": "tasks",
+    "GraphTask": "task",
+    "History": "callbacks",
+    "InductiveNodeClassification": "tasks",
+    "NodeClassification": "tasks",
+    "NodeDataModule": "data",
+    "ReduceLROnPlateau": "schedules",
+    "StopOnNaN": "callbacks",
+    "WarmupCosine": "schedules",
+    "load_checkpoint": "checkpoint",
+    "run": "main",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for package in ("torch_geometric", "lightning", "jsonargparse", "torchmetrics"):
+        require(package, extra="train", purpose="graphattn.training")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

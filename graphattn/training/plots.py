@@ -1,0 +1,55 @@
+"""The picture of a run."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from graphattn.training.checkpoint import write_atomically
+
+__all__ = ["plot_curves"]
+
+_LABELS = {
+    "loss": "loss",
+    "mae": "mean absolute error",
+    "accuracy": "accuracy (%)",
+    "balanced_accuracy": "balanced accuracy (%)",
+    "roc_auc": "ROC-AUC (%)",
+    "average_precision": "average precision",
+}
+
+
+def plot_curves(rows: Sequence[dict[str, float]], path: str | Path) -> None:
+    """Draw loss and metrics over epochs, training and validation together, one panel for each quantity.
+
+    Args:
+        rows: One dict an epoch with ``epoch`` and ``train/<name>``, ``val/<name>`` entries.
+        path: The PNG file, written atomically.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    names = [name for name in dict.fromkeys(key.partition("/")[2] for row in rows for key in row) if name in _LABELS]
+    names.sort(key=lambda name: name != "loss")
+    if not names:
+        return
+    figure = Figure(figsize=(5.2 * len(names), 3.8), layout="constrained")
+    FigureCanvasAgg(figure)  # no pyplot: no global state, no display
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for stage, label in (("train", "training"), ("val", "validation")):
+            points = [(row["epoch"] + 1, row.get(f"{stage}/{name}", math.nan)) for row in rows]
+            points = [(epoch, value) for epoch, value in points if math.isfinite(value)]
+            if points:
+                mark = "o" if len(points) == 1 else ""
+                axes.plot(*zip(*points, strict=True), marker=mark, label=label)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(_LABELS[name])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    write_atomically(path, lambda file: file.write(buffer.getvalue()))

@@ -1,0 +1,172 @@
+"""The base of all tasks: a model, an optimizer, a schedule, and what every stage does with a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import ReduceLROnPlateau as LightningPlateau
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchPlateau
+from torch_geometric.transforms import BaseTransform
+from torchmetrics import Metric
+
+from graphattn.errors import CheckpointError, ConfigError
+from graphattn.training.inputs import call_model, num_rows
+from graphattn.training.schedules import WarmupCosine
+
+__all__ = ["GraphTask"]
+
+STAGES = ("train", "val", "test")
+
+
+class GraphTask(LightningModule):
+    """A model with a loss and metrics on batches of graphs; subclasses say which.
+
+    A subclass defines :meth:`rows` (which predictions count, and their targets) and :meth:`loss`, and gives its
+    metrics to :meth:`add_metrics`. Logged names are ``train/loss``, ``val/<metric>``, ``test/<metric>`` and so on,
+    always with the number of targets as the batch size.
+
+    Args:
+        model: Any module, called by the names of its parameters (see :func:`~graphattn.training.inputs.call_model`).
+        optimizer: Makes the optimizer from the parameters; ``None``: Adam with learning rate 1e-3.
+        lr_scheduler: Makes the schedule from the optimizer, stepped once an epoch; ``ReduceLROnPlateau`` reads its
+            ``monitor``. ``None``: a constant rate.
+        train_transform: Applied to each training batch on the device, and to no other batch (random sign flips of
+            Laplacian encodings, say).
+        stop_lr: Training ends once the learning rate falls below this; 0 never.
+    """
+
+    metric: str  # the metric that results are reported in and the best checkpoint is chosen by
+    mode: str  # "min" or "max"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        train_transform: BaseTransform | None = None,
+        stop_lr: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        # Not the default of the argument: a config that names AdamW would inherit Adam's other settings.
+        self.optimizer = torch.optim.Adam if optimizer is None else optimizer
+        self.lr_scheduler = lr_scheduler
+        self.train_transform = train_transform
+        self.stop_lr = stop_lr
+        self._validated_this_epoch = False
+
+    def rows(self, output: Tensor, batch: Any, stage: str) -> tuple[Tensor, Tensor]:
+        """Predictions that count in this stage, and their targets, row for row."""
+        raise NotImplementedError
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The training loss, a scalar."""
+        raise NotImplementedError
+
+    def add_metrics(self, metric: str, mode: str, make: Mapping[str, type[Metric] | Any]) -> None:
+        """Set the metrics of all stages.
+
+        Args:
+            metric: The one that is reported and that chooses the best checkpoint.
+            mode: ``"max"`` or ``"min"``.
+            make: For each name a callable that makes the ``torchmetrics`` module.
+        """
+        self.metric, self.mode = metric, mode
+        for stage in STAGES:
+            self.add_module(f"{stage}_metrics", nn.ModuleDict({name: create() for name, create in make.items()}))
+
+    @property
+    def monitor(self) -> str:
+        """The logged name that chooses the best checkpoint."""
+        return f"val/{self.metric}"
+
+    def forward(self, batch: Any) -> Tensor:
+        """The model's output on a batch."""
+        return call_model(self.model, batch)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Loss of a training batch, after ``train_transform``."""
+        return self._step(batch if self.train_transform is None else self.train_transform(batch), "train")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Loss and metrics of a validation batch."""
+        self._step(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Loss and metrics of a test batch."""
+        self._step(batch, "test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The model's raw output, float32 on the host."""
+        return self(batch).float().cpu()
+
+    def _step(self, batch: Any, stage: str) -> Tensor:
+        # Losses and metrics in float32 also where autocast made the output half.
+        prediction, target = self.rows(self(batch).float(), batch, stage)
+        loss = self.loss(prediction, target)
+        shared = {"batch_size": num_rows(target), "on_step": False, "on_epoch": True}
+        self.log(f"{stage}/loss", loss.detach(), sync_dist=True, prog_bar=stage == "train", **shared)
+        for name, metric in self.get_submodule(f"{stage}_metrics").items():
+            metric.update(prediction.detach(), target)
+            self.log(f"{stage}/{name}", metric, prog_bar=stage == "val" and name == self.metric, **shared)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and, if asked for, the schedule."""
+        optimizer = self.optimizer(self.parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        if isinstance(scheduler, WarmupCosine) and scheduler.max_epochs is None:
+            epochs = self.trainer.max_epochs
+            scheduler.max_epochs = epochs if epochs and epochs > 0 else None
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
+        if isinstance(scheduler, TorchPlateau):
+            config["monitor"] = scheduler.monitor if isinstance(scheduler, LightningPlateau) else "val/loss"
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def on_validation_epoch_end(self) -> None:
+        """Remember that there are fresh validation figures."""
+        self._validated_this_epoch = not self.trainer.sanity_checking
+
+    def on_train_epoch_end(self) -> None:
+        """Step plateau schedules and stop at the smallest learning rate.
+
+        Lightning would step them after the checkpoint of the epoch is written, and a resumed run would lose the step.
+        """
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, TorchPlateau) and self._validated_this_epoch:
+                value = self.trainer.callback_metrics.get(config.monitor)
+                if value is None:
+                    known = ", ".join(sorted(self.trainer.callback_metrics))
+                    raise ConfigError(f"lr_scheduler monitors {config.monitor!r}, which is not logged; logged: {known}")
+                config.scheduler.step(float(value))
+        self._validated_this_epoch = False
+        rates = [group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        if max(rates) < self.stop_lr:
+            self.trainer.should_stop = True
+
+    def lr_scheduler_step(self, scheduler: LRScheduler | TorchPlateau, metric: Any) -> None:
+        """Step all schedules but plateaus, which :meth:`on_train_epoch_end` has stepped already."""
+        if not isinstance(scheduler, TorchPlateau):
+            scheduler.step()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, with one clear error where they do not fit.
+
+        Raises:
+            CheckpointError: If names or shapes differ from the model's.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the checkpoint does not fit {type(self.model).__name__}: {error}\n"
+                "Use the config.yaml that lies beside the checkpoint."
+            ) from error

@@ -1,0 +1,14 @@
+"""Sparse operations on raw tensors; torch is the only import.
+
+Every operation takes a :class:`Structure` (a graph as two sorted views of its edges) and dense tensors, runs on any
+device, is registered with ``torch.library`` (compile, export) and has a gradient without atomics.
+"""
+
+from graphattn_kernels.csr_attention import csr_attention
+from graphattn_kernels.sddmm import sddmm
+from graphattn_kernels.segment_softmax import segment_softmax
+from graphattn_kernels.segment_sum import segment_sum, spread
+from graphattn_kernels.spmm import spmm
+from graphattn_kernels.structure import Structure, View
+
+__all__ = ["Structure", "View", "csr_attention", "sddmm", "segment_softmax", "segment_sum", "spmm", "spread"]

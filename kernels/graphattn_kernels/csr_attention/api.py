@@ -1,0 +1,109 @@
+"""Public function: validation that no backend may differ on, and choice of backend."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from graphattn_kernels import structure as st
+from graphattn_kernels._random import check_dropout
+from graphattn_kernels.backends import choose
+from graphattn_kernels.csr_attention import ops
+from graphattn_kernels.csr_attention.impl import reference
+from graphattn_kernels.errors import ArgumentError, ArgumentTypeError, BackendError
+from graphattn_kernels.structure import Structure
+
+__all__ = ["csr_attention"]
+
+_TRITON_WIDTH = 256  # a row of one head stays in the registers of one warp
+
+
+def csr_attention(
+    structure: Structure,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    edge_bias: Tensor | None = None,
+    edge_gate: Tensor | None = None,
+    scale: float | None = None,
+    clamp: float | None = None,
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Attention of every target over its in-edges ``e = (s -> t)``.
+
+    .. math::
+        s_{eh} = \\operatorname{clamp}\\Big(\\sigma \\sum_d q_{thd} k_{shd} g_{ehd} + b_{eh}\\Big), \\qquad
+        y_{th} = \\sum_e \\operatorname{softmax}_{e \\to t}(s_{eh})\\, v_{sh}
+
+    Args:
+        structure: The graph.
+        q: ``[T, H, D]`` queries.
+        k: ``[S, H, D]`` keys.
+        v: ``[S, H, D_v]`` values.
+        edge_bias: ``[E, H]`` (or ``[E, 1]``) added to the score, in the caller's edge order.
+        edge_gate: ``[E, H, D]`` multiplied with q * k in each channel, in the caller's edge order.
+        scale: Factor sigma of the product; default ``D ** -0.5``.
+        clamp: Bound on the magnitude of the score, applied last.
+        dropout_p: Probability of dropping a weight after the softmax.
+        dropout_seed: int64 ``[2]``, needed where ``dropout_p > 0``; the same seed drops the same weights.
+        backend: ``"auto"``, ``"triton"``, ``"gather"`` or ``"reference"``.
+
+    Returns:
+        ``[T, H, D_v]`` in the dtype of ``v`` (a target without edges gets exactly 0), and the log-sum-exp of its
+        scores ``[T, H]`` in float32 (float64 for float64), -inf for a target without edges. Both are differentiable.
+
+    Raises:
+        ArgumentError: If shapes or values do not fit.
+        ArgumentTypeError: If dtypes do not fit.
+        BackendError: If a backend that was named cannot run here.
+    """
+    _check(structure, q, k, v, edge_bias, edge_gate)
+    if clamp is not None and not clamp > 0:
+        raise ArgumentError(f"clamp must be positive, got {clamp}")
+    check_dropout(dropout_p, dropout_seed, q.device)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if edge_bias is not None and edge_bias.shape[1] != q.shape[1]:
+        edge_bias = edge_bias.expand(-1, q.shape[1])
+    arguments = (*st.flat(structure), q, k, v, edge_bias, edge_gate, scale, clamp, float(dropout_p), dropout_seed)
+    name = choose(backend, q.device)
+    if name == "triton" and max(q.shape[2], v.shape[2]) > _TRITON_WIDTH:
+        if backend != "auto":
+            raise BackendError(
+                f"backend 'triton' takes at most {_TRITON_WIDTH} channels a head, got q {list(q.shape)} and "
+                f"v {list(v.shape)}; use 'gather' or 'auto'"
+            )
+        name = "gather"
+    if name == "reference":
+        return reference.csr_attention(*arguments)
+    return ops.csr_attention(*arguments, name)
+
+
+def _check(
+    structure: Structure, q: Tensor, k: Tensor, v: Tensor, edge_bias: Tensor | None, edge_gate: Tensor | None
+) -> None:
+    st.check_rows("q", q, structure.num_targets, "target", dim=3)
+    st.check_rows("k", k, structure.num_sources, "source", dim=3)
+    st.check_rows("v", v, structure.num_sources, "source", dim=3)
+    if k.shape[1:] != q.shape[1:]:
+        raise ArgumentError(f"k must have the heads and channels of q, {list(q.shape[1:])}, got {list(k.shape[1:])}")
+    if v.shape[1] != q.shape[1]:
+        raise ArgumentError(f"v must have the heads of q, {q.shape[1]}, got {v.shape[1]}")
+    edge = {"edge_bias": edge_bias, "edge_gate": edge_gate}
+    for name, tensor in {"k": k, "v": v, **edge}.items():
+        if tensor is not None and (tensor.dtype != q.dtype or tensor.device != q.device):
+            raise ArgumentTypeError(
+                f"{name} must have the dtype and device of q, {q.dtype} on {q.device}, "
+                f"got {tensor.dtype} on {tensor.device}"
+            )
+    if structure.by_target.index.device != q.device:
+        raise ArgumentError(f"the graph must be on the device of q, {q.device}, got {structure.by_target.index.device}")
+    if edge_bias is not None:
+        st.check_rows("edge_bias", edge_bias, structure.num_edges, "edge", dim=2)
+        if edge_bias.shape[1] not in (1, q.shape[1]):
+            raise ArgumentError(f"edge_bias must be [E, {q.shape[1]}] or [E, 1], got {list(edge_bias.shape)}")
+    if edge_gate is not None:
+        st.check_rows("edge_gate", edge_gate, structure.num_edges, "edge", dim=3)
+        if edge_gate.shape[1:] != q.shape[1:]:
+            raise ArgumentError(f"edge_gate must be [E, *{list(q.shape[1:])}], got {list(edge_gate.shape)}")

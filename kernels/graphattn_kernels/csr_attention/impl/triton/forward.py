@@ -1,0 +1,142 @@
+"""Forward kernel with online softmax, and the merge of the parts of hubs."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from graphattn_kernels.csr_attention.impl.triton.primitives import (
+    bounded,
+    channels,
+    dropout_factor,
+    join,
+    load_runs,
+    scores,
+    store_rows,
+)
+
+__all__ = ["attend_kernel", "merge_kernel"]
+
+_RUNTIME = ["num_runs", "num_parts", "threshold"]
+
+
+@triton.jit(do_not_specialize=_RUNTIME)
+def attend_kernel(
+    Q, K, V, BIAS, GATE, SEED, OUT, LSE, INDEX, EDGE, ROW, BEGIN, END, PART_MAX, PART_SUM, PART_OUT,
+    num_runs, num_parts, q_n, k_n, v_n, bias_e, bias_h,
+    scale, scale_low, clamp, clamp_low, inverse_keep, inverse_keep_low, threshold,
+    H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, HB: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
+    R: tl.constexpr, U: tl.constexpr, CLAMPED: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Rows are targets. Whole rows give OUT and LSE; parts give their maximum, sum and unnormalised output."""
+    run, row, begin, end = load_runs(ROW, BEGIN, END, num_runs, R)
+    head = tl.program_id(1) * HB + tl.arange(0, HB)
+    offset, exists = channels(head, H, D, HB, DP)
+    v_offset, v_exists = channels(head, H, DV, HB, DVP)
+    bound = join(clamp, clamp_low, ACC)
+    inverse = join(inverse_keep, inverse_keep_low, ACC)
+
+    valid = row >= 0
+    q = tl.load(
+        Q + (row * q_n)[:, None, None] + offset[None, :, :],
+        mask=valid[:, None, None] & exists[None, :, :],
+        other=0.0,
+    ).to(ACC) * join(scale, scale_low, ACC)
+    top = tl.full([R, HB], float("-inf"), ACC)
+    total = tl.zeros([R, HB], ACC)
+    out = tl.zeros([R, HB, DVP], ACC)
+
+    for step in range(0, tl.max(end - begin, 0), U):
+        at = begin[:, None] + (step + tl.arange(0, U))[None, :]
+        there = at < end[:, None]
+        source = tl.load(INDEX + at, mask=there, other=0).to(tl.int64)
+        edge_mask = there[:, None, :, None]
+        qk_mask = edge_mask & exists[None, :, None, :]
+        k = tl.load(
+            K + (source * k_n)[:, None, :, None] + offset[None, :, None, :],
+            mask=qk_mask,
+            other=0.0,
+        ).to(ACC)
+        v = tl.load(
+            V + (source * v_n)[:, None, :, None] + v_offset[None, :, None, :],
+            mask=edge_mask & v_exists[None, :, None, :],
+            other=0.0,
+        ).to(ACC)
+        edge = at.to(tl.int64)
+        if EDGE is not None:
+            edge = tl.load(EDGE + at, mask=there, other=0).to(tl.int64)
+        product = q[:, :, None, :] * k
+        if GATE is not None:
+            product *= tl.load(
+                GATE + (edge * (H * D))[:, None, :, None] + offset[None, :, None, :],
+                mask=qk_mask,
+                other=0.0,
+            ).to(ACC)
+        score = scores(product, BIAS, bias_e, bias_h, edge, there, head, H)
+        if CLAMPED:
+            score = bounded(score, bound)
+        score = tl.where(there[:, None, :], score, float("-inf"))
+
+        new_top = tl.maximum(top, tl.max(score, 2))
+        # While every score is -inf, any finite number keeps the exponentials at 0.
+        finite_top = tl.where(new_top == float("-inf"), 0.0, new_top)
+        shrink = tl.exp(top - finite_top)
+        weight = tl.exp(score - finite_top[:, :, None])
+        total = total * shrink + tl.sum(weight, 2)
+        if SEED is not None:
+            weight *= dropout_factor(SEED, edge, head, threshold, inverse)
+        out = out * shrink[:, :, None] + tl.sum(weight[:, :, :, None] * v, 2)
+        top = new_top
+
+    whole = valid & (run >= num_parts)
+    divisor = tl.where(total == 0.0, 1.0, total)
+    store_rows(OUT, row, H * DV, v_offset, v_exists, out / divisor[:, :, None], whole)
+    lse = tl.where(total == 0.0, float("-inf"), top + tl.log(divisor))
+    mask = whole[:, None] & (head < H)[None, :]
+    tl.store(LSE + (row * H)[:, None] + head[None, :], lse, mask=mask)
+    if PART_OUT is not None:
+        part = valid & (run < num_parts)
+        slot = run.to(tl.int64)
+        mask = part[:, None] & (head < H)[None, :]
+        tl.store(PART_MAX + (slot * H)[:, None] + head[None, :], top, mask=mask)
+        tl.store(PART_SUM + (slot * H)[:, None] + head[None, :], total, mask=mask)
+        store_rows(PART_OUT, slot, H * DV, v_offset, v_exists, out, part)
+
+
+@triton.jit
+def merge_kernel(
+    OUT, LSE, PART_MAX, PART_SUM, PART_OUT, HUB_ROW, PART_PTR, COUNT,
+    H: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr, B: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """One head of a hub at a time, B of its parts at once."""
+    head = tl.program_id(1)
+    channel = tl.arange(0, DVP)
+    exists = channel < DV
+    for hub in range(tl.program_id(0), tl.load(COUNT), tl.num_programs(0)):
+        row = tl.load(HUB_ROW + hub).to(tl.int64)
+        first = tl.load(PART_PTR + hub)
+        last = tl.load(PART_PTR + hub + 1)
+        top = tl.full([1], float("-inf"), ACC)
+        total = tl.zeros([1], ACC)
+        out = tl.zeros([DVP], ACC)
+        for begin in range(first, last, B):
+            part = (begin + tl.arange(0, B)).to(tl.int64)
+            there = part < last
+            part_max = tl.load(PART_MAX + part * H + head, mask=there, other=float("-inf"))
+            part_sum = tl.load(PART_SUM + part * H + head, mask=there, other=0.0)
+            part_out = tl.load(
+                PART_OUT + ((part * H + head) * DV)[:, None] + channel[None, :],
+                mask=there[:, None] & exists[None, :],
+                other=0.0,
+            )
+            new_top = tl.maximum(top, tl.max(part_max, 0))
+            finite_top = tl.where(new_top == float("-inf"), 0.0, new_top)
+            shrink = tl.exp(top - finite_top)
+            factor = tl.exp(part_max - finite_top)
+            total = total * shrink + tl.sum(part_sum * factor, 0)
+            out = out * shrink + tl.sum(part_out * factor[:, None], 0)
+            top = new_top
+        divisor = tl.where(total == 0.0, 1.0, total)
+        lse = tl.where(total == 0.0, float("-inf"), top + tl.log(divisor))
+        tl.store(OUT + (row * H + head) * DV + channel, (out / divisor).to(OUT.dtype.element_ty), mask=exists)
+        tl.store(LSE + row * H + head + tl.arange(0, 1), lse)

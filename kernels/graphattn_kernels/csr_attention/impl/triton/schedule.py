@@ -1,0 +1,112 @@
+"""Which rows a program takes: sorted by degree so that neighbours end together, hubs cut into parts.
+
+Everything is computed on the device. Array sizes are bounds in N and E, so nothing waits for the host and a schedule
+can be made inside a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from graphattn_kernels.structure import View
+
+__all__ = ["Hubs", "Schedule", "chunk_size", "make_schedule", "schedule_of"]
+
+
+class Hubs(NamedTuple):
+    """The rows that are longer than a chunk, and where their parts stand; arrays are longer than what is used."""
+
+    row: Tensor
+    """``[hubs]``: the row of each hub."""
+    part_ptr: Tensor
+    """``[hubs + 1]``: hub j is cut into the parts ``part_ptr[j]:part_ptr[j + 1]``."""
+    count: Tensor
+    """``[]``: how many entries are hubs."""
+
+
+class Schedule(NamedTuple):
+    """Runs of edges, the longest first: ``num_parts`` parts of hubs, then every row that is no hub."""
+
+    row: Tensor
+    """``[num_parts + N]``: whose run it is; -1: nothing to do."""
+    begin: Tensor
+    """``[num_parts + N]``: its first edge."""
+    end: Tensor
+    """``[num_parts + N]``: the edge after its last."""
+    num_parts: int
+    """How many entries in front are parts (a bound: those not used have row -1)."""
+    hubs: Hubs | None
+    """``None`` where E says that no row can be a hub."""
+
+
+def chunk_size(num_edges: int) -> int:
+    """Edges in a part of a hub: few enough that no program runs much longer than the others, and more where there
+    are so many edges that the parts (bounded by ``2 E / chunk``) would need much memory."""
+    return 256 if num_edges < 1 << 24 else 1024
+
+
+def make_schedule(ptr: Tensor, num_edges: int, chunk: int) -> Schedule:
+    """Sort rows by degree, longest first, and cut those with more than ``chunk`` edges.
+
+    A row of d > chunk edges has ``ceil(d / chunk) <= 2 d / (chunk + 1)`` parts, so there are at most
+    ``2 E // (chunk + 1)`` parts of ``E // (chunk + 1)`` hubs.
+
+    Args:
+        ptr: ``[N + 1]``.
+        num_edges: E.
+        chunk: Longest run.
+    """
+    degree = ptr.diff()
+    # Degrees beyond the chunk need no order among themselves: a narrow key makes a short radix sort.
+    key = degree.clamp(max=chunk + 1).to(torch.int16 if chunk < 2**15 - 1 else torch.int32)
+    order = key.argsort(descending=True, stable=True)
+    begin, end = ptr[:-1].index_select(0, order), ptr[1:].index_select(0, order)
+    row = order.to(ptr.dtype)
+    most_hubs = min(num_edges // (chunk + 1), degree.shape[0])
+    if most_hubs == 0:
+        return Schedule(row, begin, end, 0, None)
+
+    num_parts = 2 * num_edges // (chunk + 1)
+    first, last, hub_row = begin[:most_hubs], end[:most_hubs], row[:most_hubs].clone()
+    length = last - first
+    is_hub = length > chunk
+    parts = ((length + (chunk - 1)) // chunk).masked_fill_(~is_hub, 0)
+    part_ptr = torch.cat([parts.new_zeros(1), parts.cumsum(0, dtype=parts.dtype)])
+    row[:most_hubs].masked_fill_(is_hub, -1)
+    last_of_row = last.clone()
+    last.copy_(torch.where(is_hub, first, last))
+
+    part = torch.arange(num_parts, dtype=ptr.dtype, device=ptr.device)
+    hub = torch.searchsorted(part_ptr[1:], part, right=True, out_int32=ptr.dtype == torch.int32)
+    used = hub < most_hubs
+    hub = hub.clamp_(max=most_hubs - 1)
+    part_begin = first.index_select(0, hub) + (part - part_ptr.index_select(0, hub)) * chunk
+    part_end = torch.minimum(part_begin + chunk, last_of_row.index_select(0, hub))
+    return Schedule(
+        torch.cat([hub_row.index_select(0, hub).masked_fill_(~used, -1), row]),
+        torch.cat([part_begin, begin]),
+        torch.cat([torch.where(used, part_end, part_begin), end]),
+        num_parts,
+        Hubs(hub_row, part_ptr, is_hub.sum()),
+    )
+
+
+# One schedule for each pointer array that is alive. A Structure is immutable, so identity is enough.
+_schedules: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def schedule_of(view: View) -> Schedule:
+    """The schedule of a view, made once."""
+    chunk = chunk_size(view.num_edges)
+    found = _schedules.get(view.ptr)
+    if found is not None and found[0] == chunk:
+        return found[1]
+    schedule = make_schedule(view.ptr, view.num_edges, chunk)
+    # Memory that a CUDA graph captures belongs to the graph: nobody else may use it.
+    if not (view.ptr.is_cuda and torch.cuda.is_current_stream_capturing()):
+        _schedules[view.ptr] = chunk, schedule
+    return schedule
