@@ -33,7 +33,9 @@ Table = dict[tuple[str, str], list[Results]]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing and write the table; 0 on success."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, type=Path, help="a configuration with LapPE, of generated SBM graphs")
+    parser.add_argument(
+        "--config", required=True, type=Path, help="a configuration with LapPE, of generated SBM graphs"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds: 0, 1, ... (default 3)")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of all runs (default runs)")
     parser.add_argument("overrides", nargs="*", help="after --: further arguments of graphattn fit")

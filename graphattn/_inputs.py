@@ -8,7 +8,7 @@ from torch import Tensor
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
 
-__all__ = ["autocast", "check_clamp", "check_inputs", "check_rows"]
+__all__ = ["autocast", "check_clamp", "check_edge_tensor", "check_graph", "check_inputs", "check_rows"]
 
 
 def check_rows(name: str, x: object, size: int, what: str) -> None:
@@ -26,21 +26,34 @@ def check_clamp(clamp: float | None) -> None:
         raise ArgumentError(f"clamp must be positive, got {clamp}")
 
 
+def check_graph(graph: object) -> None:
+    """Raise unless ``graph`` is a TokenGraph."""
+    if not isinstance(graph, TokenGraph):
+        raise ArgumentTypeError(
+            f"graph must be a TokenGraph, got {type(graph).__name__}; see TokenGraph.from_edge_index"
+        )
+
+
+def check_edge_tensor(name: str, x: object, device: torch.device) -> None:
+    """Raise unless ``x`` is a floating tensor on ``device``."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ArgumentTypeError(f"{name} must be a floating tensor, got {got}")
+    if x.device != device:
+        raise ArgumentError(f"{name} must be on the device of the graph, {device}, got {x.device}")
+
+
 def check_inputs(
     graph: TokenGraph, q: Tensor | None, k: Tensor | None, v: Tensor | None, score: object, **edge: object
 ) -> None:
     """Raise unless tokens and edge tensors fit each other and the graph; the shapes of edge tensors are left to
     :class:`~graphattn._fold.Fold`."""
-    if not isinstance(graph, TokenGraph):
-        raise ArgumentTypeError(
-            f"graph must be a TokenGraph, got {type(graph).__name__}; see TokenGraph.from_edge_index"
-        )
+    check_graph(graph)
     tensors: dict[str, object] = dict(edge)
     if isinstance(score, Tensor):
         if q is not None or k is not None:
             raise ArgumentError("q and k must be None where score is a ready edge tensor")
-        if not score.is_floating_point():
-            raise ArgumentTypeError(f"score must be a floating edge tensor, got {score.dtype}")
+        check_edge_tensor("score", score, graph.device)
         first, name = score, "score"
     else:
         if q is None or k is None:
@@ -55,6 +68,8 @@ def check_inputs(
         tensors = {"k": k, "v": v, **tensors}
     if v is not None:
         check_rows("v", v, graph.num_sources, "sources")
+        if v.device != first.device:
+            raise ArgumentError(f"v must be on the device of {name}, {first.device}, got {v.device}")
         if q is not None and (v.shape[:-3] != q.shape[:-3] or v.shape[-2] != q.shape[-2]):
             raise ArgumentError(
                 f"v must have the leading dimensions and heads of q, got {list(v.shape)} and {list(q.shape)}"
@@ -78,7 +93,7 @@ def check_inputs(
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under autocast, everything in the autocast dtype (a matrix product upstream may have made only some so)."""
     device = next((x.device.type for x in tensors if x is not None), "cpu")
-    if not torch.is_autocast_enabled(device):
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return tensors
     dtype = torch.get_autocast_dtype(device)
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from graphattn._fold import Fold
-from graphattn._inputs import autocast, check_clamp, check_inputs, check_rows
+from graphattn._inputs import autocast, check_clamp, check_edge_tensor, check_graph, check_inputs, check_rows
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
 from graphattn.normalize import Normalizer, Softmax, resolve_normalizer
 from graphattn.propagate import EdgeOperator, OneHop, Propagator, resolve_propagator
-from graphattn.score import DotScore, Score, resolve_score
+from graphattn.score import Score, resolve_score
 from graphattn_kernels import csr_attention, sddmm, segment_softmax, spread
 from graphattn_kernels._random import check_dropout, dropout_scale
 from graphattn_kernels._segment import accumulate_dtype
@@ -209,7 +209,9 @@ def propagate(
     Raises:
         ArgumentError: If shapes do not fit.
     """
+    check_graph(graph)
     check_rows("v", v, graph.num_sources, "sources")
+    check_edge_tensor("weights", weights, graph.device)
     fold = Fold(graph, tuple(v.shape[:-3]), v.shape[-2])
     folded = fold.edges("weights", weights, graph.num_edges)
     assert folded is not None
@@ -238,8 +240,10 @@ def merge(parts: Sequence[AttentionOutput | tuple[Tensor, Tensor]]) -> Attention
     )
     if any(lse is None for lse in lses):
         raise ArgumentError("parts must come from attend(..., need_lse=True); one has no lse")
-    if len({(out.shape, lse.shape) for out, lse in zip(outs, lses, strict=True)}) > 1:
-        raise ArgumentError(f"parts must have one shape, got outputs {[list(out.shape) for out in outs]}")
+    shape = outs[0].shape
+    if any(out.shape != shape or lse.shape != shape[:-1] for out, lse in zip(outs, lses, strict=True)):
+        got = [(list(out.shape), list(lse.shape)) for out, lse in zip(outs, lses, strict=True)]
+        raise ArgumentError(f"parts must have one shape, out [..., T, H, D_v] and lse [..., T, H], got {got}")
     lse = torch.stack(lses)
     empty = (lse == float("-inf")).all(0)
     # Where every part is empty, any finite number keeps the exponentials, and their gradients, at zero.
@@ -339,7 +343,7 @@ def _edge_scores(
     graph: TokenGraph, fold: Fold, score: Score, q: Tensor, k: Tensor, gate: Tensor | None, backend: str
 ) -> Tensor:
     structure = graph.structure
-    if isinstance(score, DotScore):
+    if score.fused == "dot":
         # In the dtype of accumulation, as the fused kernels do: a half would overflow before it is scaled.
         q, k = q.to(accumulate_dtype(q.dtype)), k.to(accumulate_dtype(k.dtype))
         if gate is None:

@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"graphattn {_version()}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of every error (or set GRAPHATTN_DEBUG)")
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of every error (or set GRAPHATTN_DEBUG)"
+    )
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     for name, text in _TRAINING.items():  # for the help; main hands their arguments on unread
         commands.add_parser(name, help=text)

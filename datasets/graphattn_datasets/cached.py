@@ -16,11 +16,11 @@ from typing import Any
 import torch_geometric
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.data.separate import separate
-from tqdm import tqdm
 
+from graphattn.encoding.fingerprints import describe, fingerprint, package_version
 from graphattn.errors import ArgumentError, DataError, GraphattnError
-from graphattn_datasets.fingerprint import describe, fingerprint, package_version
 from graphattn_datasets.paths import DATA_VARIABLE, data_folder, make_folder, say
+from graphattn_datasets.pre_transform import apply_pre_transform
 from graphattn_datasets.storage import FORMAT, Collated, read_graphs, write_graphs
 
 __all__ = ["CachedDataset", "NamedFolders"]
@@ -67,6 +67,10 @@ class CachedDataset(InMemoryDataset):
     def convert(self, data: Data) -> Data:
         """Bring a graph as PyG's class makes it to the fields that this library uses."""
         return data
+
+    def expected_graphs(self) -> int | None:
+        """How many graphs ``process`` will make; None if that is known only afterwards."""
+        return None
 
     def suspects(self) -> Sequence[str]:
         """The raw files that may be to blame when ``process`` fails."""
@@ -198,7 +202,7 @@ class CachedDataset(InMemoryDataset):
             self.pre_transform, self.pre_filter = pre_transform, pre_filter
             del self.__dict__["_built"]
         for path, graphs in built.items():
-            write_graphs(path, self._transformed(graphs), made_by)
+            write_graphs(path, self._transformed(graphs, self._title([path])), made_by)
 
     def _announce(self) -> None:
         if not self.log:
@@ -211,18 +215,18 @@ class CachedDataset(InMemoryDataset):
             if other != folder and any((other / name).is_file() for name in names)
         ]
         why = f"; copies made with other arguments or versions stay there: {', '.join(sorted(others))}"
-        say(f"making {self!r} in {folder}{why if others else ''}")
+        count = self.expected_graphs()
+        what = self._title(self.processed_paths) + ("" if count is None else f" ({count} graphs)")
+        say(f"making {what} in {folder}{why if others else ''}")
 
-    def _transformed(self, graphs: Collated) -> Collated:
+    def _transformed(self, graphs: Collated, title: str) -> Collated:
         if self.pre_transform is None and self.pre_filter is None:
             return graphs
-        kept: list[Data] = []
-        # disable=None: no bar where standard error is not a terminal.
-        for data in tqdm(_members(graphs), total=_count(graphs), desc="pre_transform", disable=None):
-            if self.pre_filter is None or self.pre_filter(data):
-                kept.append(data if self.pre_transform is None else self.pre_transform(data))
+        kept = [data for data in _members(graphs) if self.pre_filter is None or self.pre_filter(data)]
         if not kept:
             raise ArgumentError(f"{self!r}: pre_filter leaves no graph")
+        if self.pre_transform is not None:
+            kept = apply_pre_transform(self.pre_transform, kept, title)
         data, slices = self.collate(kept)
         return Collated(data, slices, graphs.extra)
 
@@ -245,8 +249,14 @@ class CachedDataset(InMemoryDataset):
         self.extra = graphs.extra or {}
 
     def __repr__(self) -> str:
-        label = getattr(self, "name", type(self).__name__)
-        return f"{label}({len(self)})" if getattr(self, "slices", None) is not None else f"{label}()"
+        return f"{self._label()}({len(self) if getattr(self, 'slices', None) is not None else ''})"
+
+    def _label(self) -> str:
+        return str(getattr(self, "name", type(self).__name__))
+
+    def _title(self, paths: Sequence[str]) -> str:
+        # The files of a set with splits are called by them, "train.pt".
+        return " ".join([self._label(), *(Path(path).stem for path in paths if Path(path).stem != "data")])
 
 
 class NamedFolders(InMemoryDataset):

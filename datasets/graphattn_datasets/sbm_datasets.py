@@ -60,11 +60,14 @@ class _SBMDataset(CachedDataset, NamedFolders):
         # All three counts: in PATTERN the number of training graphs bounds the number of patterns.
         return {"seed": self.seed, "num_graphs": self.num_graphs}
 
+    def expected_graphs(self) -> int:
+        return int(self.num_graphs[_SPLITS.index(self.split)])
+
     def generate(self, count: int) -> Iterator[GraphArrays]:
         raise NotImplementedError
 
     def process(self) -> None:
-        graphs = list(self.generate(self.num_graphs[_SPLITS.index(self.split)]))
+        graphs = list(self.generate(self.expected_graphs()))
         x, y = (torch.from_numpy(np.concatenate([graph[i] for graph in graphs])) for i in (0, 2))
         edge_index = torch.from_numpy(np.concatenate([graph.edge_index for graph in graphs], axis=1)).long()
         nodes = torch.from_numpy(offsets(np.array([len(graph.x) for graph in graphs])))

@@ -117,9 +117,9 @@ class AttentionConv(MessagePassing):
 
         Args:
             x: ``[N, F]`` node features, or a pair: ``[N_s, F_s]`` of the sources, ``[N_t, F_t]`` of the targets.
-            edge_index: int64 ``[2, E]``, sources and targets; an ``EdgeIndex``; a *transposed* adjacency as torch.sparse
-                or ``SparseTensor``; or a :class:`~graphattn.TokenGraph`, which is sorted once and for all: the
-                quickest form where layers or steps share a graph.
+            edge_index: int64 ``[2, E]``, sources and targets; an ``EdgeIndex``; a *transposed* adjacency as
+                torch.sparse or ``SparseTensor``; or a :class:`~graphattn.TokenGraph`, which is sorted once and for
+                all: the quickest form where layers or steps share a graph.
             edge_attr: ``[E, edge_dim]`` edge features in the order of ``edge_index``; default: the values of a
                 sparse ``edge_index``.
             return_attention_weights: If true, return the weights, too.
@@ -144,6 +144,7 @@ class AttentionConv(MessagePassing):
         query = self._split(self.lin_query(x_target))
         key = self._split(self.lin_key(x_source))
         value = self._split(self.lin_value(x_source))
+        alpha: Tensor | None
         if self._observed:
             out, alpha = self._attend_by_messages(graph, query, key, value, edge_attr)
         else:

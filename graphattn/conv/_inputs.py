@@ -15,9 +15,7 @@ from graphattn.graph.matrix import is_matrix
 __all__ = ["edge_features", "given_edge_index", "node_features", "token_graph"]
 
 
-def node_features(
-    x: Any, widths: tuple[int, int], size: tuple[int | None, int | None] | None
-) -> tuple[Tensor, Tensor]:
+def node_features(x: Any, widths: tuple[int, int], size: tuple[int | None, int | None] | None) -> tuple[Tensor, Tensor]:
     """Features of sources and of targets, from one tensor or a pair.
 
     Args:
@@ -29,7 +27,7 @@ def node_features(
     if pair and len(x) != 2:
         raise ArgumentError(f"x must be a tensor or a pair (sources, targets), got {len(x)} entries")
     both = tuple(x) if pair else (x, x)
-    for at, (rows, width) in enumerate(zip(both, widths)):
+    for at, (rows, width) in enumerate(zip(both, widths, strict=True)):
         name = f"x[{at}] ({'source' if at == 0 else 'target'} features)" if pair else "x"
         if not isinstance(rows, Tensor) or not rows.is_floating_point():
             got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
@@ -68,7 +66,16 @@ def token_graph(edge_index: Any, num_sources: int, num_targets: int, flow: str) 
                 f"flow='target_to_source' needs an edge_index [2, E]; transpose the {type(edge_index).__name__} instead"
             )
         edge_index = edge_index.flip(0)
-    return as_token_graph(edge_index, num_targets=num_targets, num_sources=num_sources)
+    if _is_edge_index(edge_index):
+        return as_token_graph(edge_index, num_targets=num_targets, num_sources=num_sources)
+    graph = as_token_graph(edge_index)
+    for nodes, found, rows in (
+        ("source", graph.num_sources, num_sources),
+        ("target", graph.num_targets, num_targets),
+    ):
+        if found != rows:
+            raise ArgumentError(f"edge_index must be for as many {nodes} nodes as x has, {rows}, got {found}")
+    return graph
 
 
 def given_edge_index(edge_index: Any, graph: TokenGraph) -> Tensor:

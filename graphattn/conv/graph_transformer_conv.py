@@ -25,9 +25,9 @@ class GraphTransformerConv(AttentionConv):
         (\mathbf{W}_K \mathbf{x}_j)_c (\mathbf{W}_E \mathbf{e}_{ij})_c,
         \pm 5 \right) \right)
 
-    for each head, and without the factor :math:`\mathbf{W}_E \mathbf{e}_{ij}` if :obj:`edge_dim` is :obj:`None`: an edge
-    feature weighs the channels of the product; it is not added to the score. As in the released code, the score is
-    clamped before the exponential. A node without in-edges gets exactly zero from attention.
+    for each head, and without the factor :math:`\mathbf{W}_E \mathbf{e}_{ij}` if :obj:`edge_dim` is :obj:`None`: an
+    edge feature weighs the channels of the product; it is not added to the score. As in the released code, the
+    score is clamped before the exponential. A node without in-edges gets exactly zero from attention.
 
     Output projection, residual, normalization and feed-forward network of the paper's block are for the model around
     this layer; :class:`graphattn.nn.Block` has them, and updates edge features, too.

@@ -83,5 +83,7 @@ def _edge_index(data: Any, who: str) -> Tensor:
     need_data(data, who)
     if type(data.edge_index) is not Tensor:  # other forms of edges, or none: the general way
         return TokenGraph.from_pyg(data).edge_index
-    check_edge_index(data.edge_index, data.num_nodes, data.num_nodes)
-    return data.edge_index
+    edge_index, size = data.edge_index, data.num_nodes
+    if edge_index.dim() != 2 or (edge_index.numel() and not 0 <= edge_index.min() <= edge_index.max() < size):
+        check_edge_index(edge_index, size, size)  # says what is wrong
+    return edge_index

@@ -9,7 +9,8 @@ import inspect
 import json
 import re
 import sys
-from types import CodeType
+from collections.abc import Callable
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -38,16 +39,21 @@ def fingerprint(value: Any) -> str:
 def package_version(module: str) -> str:
     """The version of the package that a module belongs to, ``""`` if it has none."""
     top = module.partition(".")[0]
-    try:
-        return importlib.metadata.version(top)
-    except importlib.metadata.PackageNotFoundError:
-        return str(getattr(sys.modules.get(top), "__version__", ""))
+    # The code that runs first: what an installer noted may be older (editable installs) or named otherwise.
+    version = getattr(sys.modules.get(top), "__version__", None)
+    if version is None:
+        try:
+            version = importlib.metadata.version(top)
+        except importlib.metadata.PackageNotFoundError:
+            version = ""
+    return str(version)
 
 
 def describe(value: Any, _above: tuple[int, ...] = ()) -> Any:
     """Plain JSON values that hold all that makes a value what it is, and no address.
 
-    Objects become their class, the version of its package, the code of its methods and their attributes;
+    Objects become their class, the version of its package, the code of its methods (inherited ones, too) and
+    their attributes;
     functions their code, defaults and closure; tensors and arrays a hash; generators their seed.
     Global variables that a function reads are not followed.
     """
@@ -65,7 +71,9 @@ def describe(value: Any, _above: tuple[int, ...] = ()) -> Any:
     if isinstance(value, Tensor):
         flat = value.detach().cpu().to_dense().reshape(-1).view(torch.uint8)
         return _array(flat.numpy(), list(value.shape), str(value.dtype))
-    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+    if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            return {"array": [str(value.dtype), list(value.shape), inner(value.tolist())]}
         return _array(value, list(value.shape), str(value.dtype))
     if isinstance(value, torch.Generator):
         return {"generator": value.initial_seed()}  # not the state, which moves on with every number drawn
@@ -75,23 +83,27 @@ def describe(value: Any, _above: tuple[int, ...] = ()) -> Any:
         return {"method": [inner(value.__self__), inner(value.__func__)]}
     if inspect.isfunction(value):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        details = [
-            _code(value.__code__),
-            inner(value.__defaults__),
-            inner(value.__kwdefaults__),
-            inner(cells),
-        ]
+        details = [*_function(value, inner), inner(cells)]
         return {"function": [value.__module__, value.__qualname__, package_version(value.__module__), *details]}
     if isinstance(value, type):
-        return {"class": _class(value)}
+        return {"class": _class(value, inner)}
     if hasattr(value, "__dict__"):
-        return {"object": _class(type(value)), "attributes": inner(vars(value))}
-    return {"object": _class(type(value)), "repr": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))}
+        return {"object": _class(type(value), inner), "attributes": inner(vars(value))}
+    return {"object": _class(type(value), inner), "repr": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))}
 
 
-def _class(cls: type) -> list[Any]:
-    methods = {name: _code(item.__code__) for name, item in vars(cls).items() if inspect.isfunction(item)}
+def _class(cls: type, inner: Callable[[Any], Any]) -> list[Any]:
+    methods = {}
+    for base in cls.__mro__:
+        for name, item in vars(base).items():
+            function = getattr(item, "__func__", item)  # what a classmethod or staticmethod wraps
+            if inspect.isfunction(function):
+                methods[f"{base.__qualname__}.{name}"] = _function(function, inner)
     return [cls.__module__, cls.__qualname__, package_version(cls.__module__), methods]
+
+
+def _function(function: FunctionType, inner: Callable[[Any], Any]) -> list[Any]:
+    return [_code(function.__code__), inner(function.__defaults__), inner(function.__kwdefaults__)]
 
 
 def _code(code: CodeType) -> str:

@@ -182,7 +182,6 @@ def _eigenvectors(
 
     vectors, values, group = np.zeros((size, k)), np.zeros((size, k)), np.full((size, k), -1)
     skip = 0 if per_component else 1  # the trivial vector is deflated, or it is the first found
-    bound = 2.0 * float(center.max(initial=1.0))
 
     def store(start: int, stop: int, found_values: np.ndarray, found: np.ndarray) -> None:
         found_values, found = found_values[skip:], found[:, skip:]
@@ -192,7 +191,7 @@ def _eigenvectors(
             found /= np.linalg.norm(found, axis=0)
         vectors[start:stop, :count] = fix_signs(found)
         values[start:stop, :count] = found_values.clip(min=0.0)  # rounding may go below
-        group[start:stop, :count] = _groups(found_values, bound)
+        group[start:stop, :count] = _groups(found_values, center[start:stop].max())
 
     def block(start: int, stop: int) -> eigen.Block:
         trivial = null[start:stop] / np.linalg.norm(null[start:stop]) if per_component else None
@@ -213,9 +212,8 @@ def _eigenvectors(
     return vectors, values, group
 
 
-def _groups(values: np.ndarray, bound: float) -> np.ndarray:
-    """Numbers of the runs of equal values in an ascending array."""
-    # Relative, because the smallest eigenvalues of a long path differ by less than 1e-6; the floor is
-    # rounding.
-    larger = np.diff(values) > 1e-6 * np.abs(values[:-1]) + 1e-13 * bound
+def _groups(values: np.ndarray, scale: float) -> np.ndarray:
+    """Numbers of the runs of equal values in an ascending array of eigenvalues that reach up to ``2 * scale``."""
+    # Relative, because the smallest eigenvalues of a long path differ by less than 1e-6; the floor is rounding.
+    larger = np.diff(values) > 1e-6 * np.abs(values[:-1]) + 2e-13 * scale
     return np.concatenate([[0], np.cumsum(larger)])[: len(values)]

@@ -94,8 +94,9 @@ def check_edge_index(edge_index: Tensor, num_targets: int, num_sources: int) -> 
     check_edge_index_form(edge_index)
     if torch.compiler.is_compiling() or edge_index.shape[1] == 0:
         return  # reading a value would break a compiled graph
-    low, high = edge_index.aminmax(dim=1)
-    (low_source, low_target), (high_source, high_target) = torch.stack([low, high]).tolist()
+    # Twice one row, because aminmax(dim=1) is several times slower.
+    bounds = torch.stack([*edge_index[0].aminmax(), *edge_index[1].aminmax()])
+    low_source, high_source, low_target, high_target = bounds.tolist()
     for row, what, low_value, high_value, size in (
         (0, "source", low_source, high_source, num_sources),
         (1, "target", low_target, high_target, num_targets),

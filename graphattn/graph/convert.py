@@ -211,7 +211,6 @@ def _from_edge_index_class(
 ) -> TokenGraph:
     """PyG's ``EdgeIndex``: rows are sources, so its CSC is our CSR."""
     known_sources, known_targets = edges.sparse_size()
-    _check_sizes(num_targets, num_sources, known_targets, known_sources)
     num_targets = known_targets if num_targets is None else num_targets
     num_sources = known_sources if num_sources is None else num_sources
     plain = edges.as_tensor()
@@ -224,9 +223,9 @@ def _from_edge_index_class(
             num_targets, num_sources = check.resolve_sizes(plain, None, num_targets, num_sources, ptr)
             if validate:
                 check.check_edge_index(plain, num_targets, num_sources)
-            missing = num_targets + 1 - rowptr.shape[0]
-            if missing > 0:  # EdgeIndex counts targets up to the last that has an edge
-                rowptr = torch.cat([rowptr, rowptr[-1:].expand(missing)])
+            # EdgeIndex may have guessed its size: targets up to the last that has an edge.
+            missing = max(num_targets + 1 - rowptr.shape[0], 0)
+            rowptr = torch.cat([rowptr[: num_targets + 1], rowptr[-1:].expand(missing)])
             csr = Csr(rowptr, col, edge_id)
             graph = TokenGraph(csr, num_targets=num_targets, num_sources=num_sources)
             return graph if ptr is None else _with_members(graph, ptr, validate)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graphattn.errors import ArgumentError
 from graphattn.graph import algebra, convert
 from graphattn.graph.token_graph import TokenGraph
 from graphattn.optional import require
@@ -84,11 +85,18 @@ def plot(graph: TokenGraph, ax: Any = None) -> Any:
 
     Returns:
         The axes.
+
+    Raises:
+        ArgumentError: If the graph has leading dimensions, or is a pattern of more than five million edges.
     """
+    if graph.leading:
+        raise ArgumentError(f"plot needs a graph without leading dimensions, got {list(graph.leading)}")
+    if graph.pattern is not None and graph.pattern.max_edges > _LISTED:
+        raise ArgumentError(f"plot lists all edges, and {graph!r} may have {graph.pattern.max_edges:,}")
     pyplot = require("matplotlib.pyplot", extra="train", purpose="plot")
     if ax is None:
         _, ax = pyplot.subplots()
-    if graph.is_square and graph.num_targets <= _DRAWN and not graph.leading:
+    if graph.is_square and graph.num_targets <= _DRAWN:
         networkx = require("networkx", extra="nx", purpose="plot")
         drawing = networkx.DiGraph(graph.to_networkx())
         place = networkx.spring_layout(drawing, seed=0)
@@ -98,7 +106,7 @@ def plot(graph: TokenGraph, ax: Any = None) -> Any:
         )
         ax.set_axis_off()
     else:
-        ax.spy(graph.to_scipy(), markersize=1)
+        ax.spy(graph.to_scipy(), markersize=max(1.0, 100 / max(graph.num_targets, graph.num_sources, 10)))
         ax.set_xlabel("source (is read)")
         ax.set_ylabel("target (reads)")
     ax.set_title(f"{graph.num_edges:,} edges")

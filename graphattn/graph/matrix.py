@@ -80,9 +80,8 @@ def from_adj_t(adjacency: Any) -> TokenGraph:
     if _is_scipy(adjacency):
         matrix = _scipy_stored(adjacency)
         if matrix.format == "csr":
-            rowptr, col = torch.from_numpy(matrix.indptr), torch.from_numpy(matrix.indices)
-            return _from_csr(rowptr, col, matrix.shape[1])
-        return _from_coo(torch.from_numpy(matrix.row), torch.from_numpy(matrix.col), matrix.shape)
+            return _from_csr(_copied(matrix.indptr), _copied(matrix.indices), matrix.shape[1])
+        return _from_coo(_copied(matrix.row), _copied(matrix.col), matrix.shape)
     if isinstance(adjacency, np.ndarray):
         return from_adj_t(torch.from_numpy(adjacency))
     raise ArgumentTypeError(
@@ -107,7 +106,7 @@ def sparse_values(adjacency: Any) -> Tensor | None:
     if _is_sparse_tensor(adjacency):
         return adjacency.csr()[2]
     if _is_scipy(adjacency):
-        return torch.from_numpy(_scipy_stored(adjacency).data)
+        return _copied(_scipy_stored(adjacency).data)
     return None
 
 
@@ -140,7 +139,7 @@ def to_scipy(graph: TokenGraph, values: Tensor | None = None) -> Any:
     _need_no_leading(graph, "to_scipy")
     values = _reorder(_check_values(graph, values), graph.edge_id).detach()
     arrays = tuple(array.cpu().numpy() for array in (values, graph.col, graph.rowptr))
-    return csr_array(arrays, shape=(graph.num_targets, graph.num_sources))
+    return csr_array(arrays, shape=(graph.num_targets, graph.num_sources), copy=True)
 
 
 def to_dense(graph: TokenGraph) -> Tensor:
@@ -195,6 +194,11 @@ def _is_scipy(value: Any) -> bool:
 def _scipy_stored(matrix: Any) -> Any:
     """CSR as it is, everything else as COO in its stored order."""
     return matrix if matrix.format == "csr" else matrix.tocoo(copy=False)
+
+
+def _copied(array: np.ndarray) -> Tensor:
+    """SciPy changes matrices in place (``sum_duplicates``, ``eliminate_zeros``), so graphs share nothing with it."""
+    return torch.from_numpy(array.copy())
 
 
 def _check_values(graph: TokenGraph, values: Tensor | None) -> Tensor:

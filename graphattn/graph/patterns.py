@@ -157,9 +157,10 @@ def blocks(
         check.check_ptr_form("source_ptr", sources, targets.device)
         num_sources = int(sources[-1]) if num_sources is None else num_sources
     assert num_sources is not None
+    if validate:
+        check.check_ptrs(targets, sources, num_tokens, num_sources, targets.device)
     graph = Blocks(targets, sources, num_tokens, num_sources)
     if validate and not torch.compiler.is_compiling():
-        check.check_ptrs(targets, sources, num_tokens, num_sources, targets.device)
         _ = graph.num_edges  # counted now, so that compiled and exported code need not
     return graph
 

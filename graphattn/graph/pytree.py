@@ -1,4 +1,6 @@
-"""Graphs as pytrees: their leaves are the tensors that are there, whatever the kind of graph.
+"""Graphs as pytrees, and on the list of what ``torch.load(weights_only=True)`` may make.
+
+Their leaves are the tensors that are there, whatever the kind of graph.
 
 So ``tree_map(lambda t: t.to(device), graph)`` meets tensors only, and ``torch.export`` takes graphs as
 inputs (with sizes fixed: they are part of the tree's structure).
@@ -9,6 +11,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.utils import _pytree
 
 from graphattn.graph.csr import Csc, Csr
@@ -24,7 +27,11 @@ _Context = tuple[tuple[tuple[str, int], ...], tuple[Any, ...]]
 
 
 def register(kind: type[TokenGraph]) -> None:
-    """Make a class of graphs a pytree, from its ``_tensor_fields`` and ``_static_fields``."""
+    """Make a class of graphs a pytree, from its ``_tensor_fields`` and ``_static_fields``.
+
+    Graphs hold tensors and plain values, so loading one runs no code of the file's making.
+    """
+    torch.serialization.add_safe_globals([kind, Csr, Csc])
     _pytree.register_pytree_node(
         kind,
         _flatten,

@@ -578,6 +578,9 @@ class TokenGraph:
             parts.append(f"leading={tuple(self._leading)}")
         return f"{type(self).__name__}({', '.join(parts)}, device={str(self.device)!r})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_structure": None}  # follows from the rest
+
     def _enumerate(self) -> Csr:
         raise NotImplementedError  # patterns fill this in
 

@@ -10,7 +10,7 @@ from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
 from graphattn.registry import Registry
 
-__all__ = ["MECHANISMS", "Mechanism", "drop_seed", "head_width"]
+__all__ = ["MECHANISMS", "Mechanism", "check_rows", "drop_seed", "head_width"]
 
 
 class Mechanism(nn.Module):
@@ -47,6 +47,12 @@ def head_width(width: int, heads: int) -> int:
     if width < 1 or heads < 1 or width % heads:
         raise ArgumentError(f"width must be a positive multiple of heads, got width={width}, heads={heads}")
     return width // heads
+
+
+def check_rows(x: Tensor, graph: TokenGraph, width: int) -> None:
+    """Raise unless ``x`` is ``[..., N, width]`` for the N tokens of a square graph."""
+    if x.dim() < 2 or x.shape[-1] != width or x.shape[-2] != graph.num_tokens:
+        raise ArgumentError(f"x must be [..., {graph.num_tokens}, {width}], tokens and width, got {list(x.shape)}")
 
 
 def drop_seed(module: nn.Module, p: float, like: Tensor) -> tuple[float, Tensor | None]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from graphattn.attention import attend
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
-from graphattn.mechanisms.base import Mechanism, drop_seed, head_width
+from graphattn.mechanisms.base import Mechanism, check_rows, drop_seed, head_width
 from graphattn_kernels import sddmm
 
 __all__ = ["GraphTransformerAttention"]
@@ -21,9 +21,9 @@ class GraphTransformerAttention(Mechanism):
         x'_t = O \\Big[\\sum_s \\operatorname{softmax}_s(s_{st})\\, v_s\\Big], \\qquad
         e'_{st} = O_e \\Big[\\tfrac{1}{\\sqrt{d}}\\, q_t \\odot k_s \\odot e_{st}\\Big]
 
-    (arXiv 2012.09699, eqs. 4-5 without and 8-12 with edge rows). As in the released code, the score is clamped before the
-    exponential, and the edge output is the product before the clamp. Two differences: a token without in-edges gets
-    0 instead of 0/0, and the edge form is an exact softmax, where the code adds 1e-6 to its denominator.
+    (arXiv 2012.09699, eqs. 4-5 without and 8-12 with edge rows). As in the released code, the score is clamped before
+    the exponential, and the edge output is the product before the clamp. Two differences: a token without in-edges
+    gets 0 instead of 0/0, and the edge form is an exact softmax, where the code adds 1e-6 to its denominator.
 
     Args:
         width: Channels of a token row.
@@ -62,7 +62,9 @@ class GraphTransformerAttention(Mechanism):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, graph: TokenGraph, edge: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`Mechanism.forward`."""
+        """See :meth:`Mechanism.forward`; with edge rows, ``x`` is ``[N, width]`` and the graph has no leading
+        dimensions."""
+        check_rows(x, graph, self.width)
         q, k, v = (self._heads(project(x)) for project in (self.query, self.key, self.value))
         p, seed = drop_seed(self, self.attention_dropout, x)
         options = {"clamp": self.clamp, "dropout_p": p, "dropout_seed": seed, "backend": self.backend}
@@ -73,6 +75,12 @@ class GraphTransformerAttention(Mechanism):
         if edge is None:
             raise ArgumentError(
                 f"edge rows [E, {self.width}] are needed by a mechanism made with edge_width={self.width}"
+            )
+        if x.dim() != 2 or graph.leading or edge.shape != (graph.num_edges, self.width):
+            raise ArgumentError(
+                f"edge must be [{graph.num_edges}, {self.width}], a row for each edge of a graph without leading "
+                f"dimensions, beside x [N, {self.width}]; got edge {list(edge.shape)}, x {list(x.shape)} and a graph "
+                f"with leading dimensions {list(graph.leading)}"
             )
         # The edge output needs the product of every channel, so the score is its sum rather than a second pass.
         product = sddmm(graph.structure, q * self.head_width**-0.5, k, channels=True, backend=self.backend)

@@ -141,15 +141,15 @@ class GraphTransformer(nn.Module):
         graph = as_token_graph(edge_index, num_targets=x.shape[0], num_sources=x.shape[0])
         h = self.embed(x)
         if self.embed_pe is not None:
-            h = h + self.embed_pe(_needed("pe", pe).to(self.embed_pe.weight.dtype))
+            h = h + self.embed_pe(_needed("pe", pe, x.shape[0]).to(self.embed_pe.weight.dtype))
         if self.embed_wl is not None:
-            h = h + self.embed_wl(_needed("wl", wl))
+            h = h + self.embed_wl(_needed("wl", wl, x.shape[0]))
         h = self.input_dropout(h)
         edge = None
         if self.embed_edge is not None:
             if self.constant_edges:
                 edge_attr = torch.ones(graph.num_edges, 1, device=h.device, dtype=h.dtype)
-            edge = self.embed_edge(_needed("edge_attr", edge_attr))
+            edge = self.embed_edge(_needed("edge_attr", edge_attr, graph.num_edges))
         for block in self.blocks:
             h, edge = block(h, graph, edge)
         if self.readout != "node":
@@ -189,14 +189,18 @@ class RowEncoder(nn.Module):
         return total
 
 
-def _needed(name: str, value: Tensor | None) -> Tensor:
+def _needed(name: str, value: Tensor | None, rows: int) -> Tensor:
     if value is None:
         raise ArgumentError(f"{name} is needed by this model and was not given")
+    if value.shape[0] != rows:
+        what = "edge" if name == "edge_attr" else "node"
+        raise ArgumentError(f"{name} must have one row for each {what}, {rows}, got shape {list(value.shape)}")
     return value
 
 
 def graph_transformer_zinc(**options: Any) -> GraphTransformer:
-    """The published ZINC network: 10 layers, 8 heads, width 64, edge rows, mean readout; 588,929 parameters with ``pe_dim=8``."""
+    """The published ZINC network: 10 layers, 8 heads, width 64, edge rows, mean readout; 588,929 parameters with
+    ``pe_dim=8``."""
     defaults: dict[str, Any] = {"width": 64, "in_vocab": 28, "edge_vocab": 4, "readout": "mean", "pe_dim": 8}
     return GraphTransformer(1, **{**defaults, **options})
 

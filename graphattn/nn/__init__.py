@@ -1,4 +1,4 @@
-"""Blocks without an opinion on the graph: norms, feed-forward networks, pooling, and the block that holds a mechanism."""
+"""Parts without an opinion on the graph: norms, feed-forward network, pooling, and the block that holds a mechanism."""
 
 from graphattn.nn.block import Block
 from graphattn.nn.feed_forward import FeedForward

@@ -15,7 +15,7 @@ __all__ = ["Block"]
 class Block(nn.Module):
     """Attention, residual, norm, feed-forward, residual, norm (post-norm; Dwivedi & Bresson 2020, eqs. 4-7).
 
-    Edge rows, where the mechanism returns them, go through a path of the same form with weights of its own (eqs. 13-15).
+    Edge rows, where the mechanism returns them, take a path of the same form with weights of its own (eqs. 13-15).
 
     Args:
         attention: Any mechanism.

@@ -26,12 +26,16 @@ def pool(x: Tensor, batch: Tensor | None, num_graphs: int | None = None, how: st
         ``[num_graphs, C]``; 0 for a graph without tokens.
 
     Raises:
-        ArgumentError: If ``how`` is unknown.
+        ArgumentError: If ``how`` is unknown, or ``batch`` is not one ascending entry for each row.
     """
     if how not in POOLS:
         raise ArgumentError(f"how must be one of {POOLS}, got {how!r}")
     if batch is None:
         batch, num_graphs = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device), 1
+    if batch.shape != x.shape[:1]:
+        raise ArgumentError(f"batch must be [N], the graph of each of {x.shape[0]} rows, got {list(batch.shape)}")
+    if not (torch.compiler.is_compiling() or batch.is_cuda) and bool((batch.diff() < 0).any()):
+        raise ArgumentError("batch must ascend (PyG's batches do); sort the rows by their graph first")
     if num_graphs is None:
         num_graphs = int(batch[-1]) + 1 if batch.numel() else 0
     graphs = torch.arange(num_graphs + 1, device=batch.device)

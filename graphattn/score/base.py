@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -21,6 +21,11 @@ class Score(nn.Module):
 
     fused: ClassVar[str | None] = None
     """Name under which the attention kernels know this score; ``None``: it is computed edge by edge."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "edge" in cls.__dict__ and "fused" not in cls.__dict__:
+            cls.fused = None  # another formula than that of the class it derives from
 
     def edge(self, q_target: Tensor, k_source: Tensor, edge: Tensor | None) -> Tensor:
         """The score of each edge, before scale, bias and clamp.
@@ -63,6 +68,7 @@ def resolve_score(score: str | Score) -> Score:
             return kind()
         except TypeError:
             raise ArgumentError(
-                f"score {score!r} has parameters of its own: make a {kind.__name__}{inspect.signature(kind)} and pass it"
+                f"score {score!r} has parameters of its own: "
+                f"make a {kind.__name__}{inspect.signature(kind)} and pass it"
             ) from None
     raise ArgumentTypeError(f"score must be a name, a Score or an edge tensor, got {type(score).__name__}")

@@ -126,12 +126,13 @@ class History(Callback):
 
     Args:
         folder: Where the two files go.
-        every_n_epochs: How often the picture is drawn; it is drawn at the end in any case.
+        every_n_seconds: How often the picture is drawn; it is drawn at the end in any case.
     """
 
-    def __init__(self, folder: str | Path, every_n_epochs: int = 10) -> None:
+    def __init__(self, folder: str | Path, every_n_seconds: float = 30.0) -> None:
         self.folder = Path(folder)
-        self.every_n_epochs = every_n_epochs
+        self.every_n_seconds = every_n_seconds
+        self._drawn = time.perf_counter()
         self.rows: list[dict[str, float]] = []
         self._start = 0.0
         self._rate = 0.0
@@ -154,8 +155,9 @@ class History(Callback):
         self.rows.append({**row, **figures})
         if trainer.is_global_zero:
             self.write_csv()
-            if len(self.rows) % self.every_n_epochs == 0:
+            if time.perf_counter() - self._drawn > self.every_n_seconds:
                 plot_curves(self.rows, self.folder / "curves.png")
+                self._drawn = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the final picture."""

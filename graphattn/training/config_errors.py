@@ -14,6 +14,7 @@ _FRAME = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>"
     r"|Not a valid subclass of|Subclass types expect|a class path \(str\)|a dict with"
 )
+_LOST_NULL = re.compile(r"Given value type: <class 'str'>\s+Given value: None\s")
 _KEY = re.compile(r'Parser key "([^"]+)":\s*(.*)')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)':")
 _OPTION = re.compile(r"(?:Option '([^']+)' is not accepted|does not accept option '([^']+)')")
@@ -46,7 +47,7 @@ def explain(error: BaseException, known_keys: Iterable[str] = ()) -> str:
         if line and not _FRAME.match(line) and line not in what:
             what.append(line)
     text = "; ".join(what) or str(error)
-    if "Given value type: <class 'str'>\n" in (flat := re.sub(r"\n\s+", "\n", str(error))) and "Given value: None\n" in flat:
+    if _LOST_NULL.search(str(error)):
         text += ". (The parser cannot read null this deep on the command line; write it in a second --config file)"
     if "arguments are required" in text:
         text += " (usually given by --config x.yaml)"
@@ -81,7 +82,7 @@ def _arguments_of(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-        classes = [cls for cls in inspect.getmro(found) if "__init__" in vars(cls)]
-        return [argument for cls in classes for argument in inspect.signature(cls.__init__).parameters]
+        makers = [vars(cls)["__init__"] for cls in inspect.getmro(found) if "__init__" in vars(cls)]
+        return [argument for make in makers for argument in inspect.signature(make).parameters]
     except (ImportError, AttributeError, ValueError, TypeError):
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -17,7 +17,7 @@ from graphattn.errors import ArgumentError, ConfigError
 
 __all__ = ["GraphDataModule", "NodeDataModule"]
 
-Transforms = BaseTransform | list[BaseTransform] | None
+Transforms: TypeAlias = BaseTransform | list[BaseTransform] | None
 
 
 class EpochSampler(DistributedSampler):
@@ -202,7 +202,8 @@ class NodeDataModule(LightningDataModule):
         """The graph, once an epoch."""
         assert self.data is not None
         # A list and a trivial collate: no copy, and the graph moves to the device once.
-        return DataLoader([self.data], batch_size=1, collate_fn=_only, generator=torch.Generator().manual_seed(0))
+        graphs: Any = [self.data]
+        return DataLoader(graphs, batch_size=1, collate_fn=_only, generator=torch.Generator().manual_seed(0))
 
     val_dataloader = test_dataloader = predict_dataloader = train_dataloader
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +48,11 @@ _QUIET = (
 
 
 class _Finished(Exception):
-    """The run asked for is finished already."""
+    """The run asked for is finished already; carries its results."""
+
+    def __init__(self, results: Results) -> None:
+        super().__init__(results.folder)
+        self.results = results
 
 
 class TrainingCLI(LightningCLI):
@@ -126,13 +132,14 @@ class TrainingCLI(LightningCLI):
     def _check_resumption(self, config: Any) -> None:
         differing = changed_keys(self.folder, self.config_dict())
         results = read_results(self.folder)
-        if results is not None and results.max_epochs >= config.trainer.max_epochs:
+        planned = config.trainer.max_epochs or 1000  # Lightning's default
+        if results is not None and results.max_epochs >= planned:
             if differing:
                 raise ConfigError(
                     f"{self.folder} holds a finished run of another configuration; differing: {', '.join(differing)}. "
                     "Start beside it with --run.if_exists=version, or give this run another --run.name."
                 )
-            raise _Finished
+            raise _Finished(results)
         if differing:
             print(f"note: resuming {self.folder} with changes in {', '.join(differing)}", flush=True)
 
@@ -153,7 +160,10 @@ class TrainingCLI(LightningCLI):
         callbacks = _as_list(given.callbacks)
         ours: list[Callback] = [EpochSeed(self.config.seed_everything), StopOnNaN()]
         self.history = History(self.folder)
-        if not any(isinstance(callback, ProgressBar) for callback in callbacks) and given.enable_progress_bar is not False:
+        if (
+            not any(isinstance(callback, ProgressBar) for callback in callbacks)
+            and given.enable_progress_bar is not False
+        ):
             ours.append(progress_bar())
         if not given.fast_dev_run and self.command == "fit":
             ours.append(self.history)
@@ -200,35 +210,36 @@ def run(subcommand: str, argv: Sequence[str]) -> Results | list[dict[str, float]
         CheckpointError: If a checkpoint is missing or cannot be read.
         TrainingError: If the loss is not a number.
     """
-    for message in _QUIET:
-        warnings.filterwarnings("ignore", message)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    cli = TrainingCLI.__new__(TrainingCLI)
-    try:
-        cli.__init__(subcommand, argv)  # type: ignore[misc]
-    except _Finished:
-        results = read_results(cli.folder)
-        assert results is not None
-        _say(f"{cli.folder} is finished already; its results:\n\n{results.to_markdown()}")
-        return results
-    if subcommand == "fit":
-        return _fit(cli)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in _QUIET:
+            warnings.filterwarnings("ignore", message)
+        try:
+            cli = TrainingCLI(subcommand, argv)
+        except _Finished as finished:
+            results = finished.results
+            _say(f"{results.folder} is finished already; its results:\n\n{results.to_markdown()}")
+            return results
+        return _fit(cli) if subcommand == "fit" else _score_checkpoint(cli)
+
+
+def _score_checkpoint(cli: TrainingCLI) -> list[dict[str, float]] | None:
     shared: dict[str, Any] = {"datamodule": cli.datamodule, "ckpt_path": str(cli.checkpoint)}
-    if subcommand == "predict":
-        outputs = cli.trainer.predict(cli.model, **shared)
-        _write_predictions(outputs or [], cli.folder / "predictions.npz")
+    if cli.command == "predict":
+        _write_predictions(cli.trainer.predict(cli.model, **shared) or [], cli.folder / "predictions.npz")
         return None
-    figures = getattr(cli.trainer, subcommand)(cli.model, verbose=False, **shared)
+    figures = getattr(cli.trainer, cli.command)(cli.model, verbose=False, **shared)
     _say(f"{cli.checkpoint}\n" + "\n".join(f"  {name:40s} {value:.4f}" for name, value in sorted(figures[0].items())))
     return figures
 
 
 def _fit(cli: TrainingCLI) -> Results | None:
     trainer, model = cli.trainer, cli.model
-    parameters = sum(p.numel() for p in getattr(model, "model", model).parameters() if p.requires_grad)
-    kind = type(getattr(model, "model", model)).__name__
-    _say(f"{kind}, {parameters:,} parameters, on {device_name(trainer.strategy.root_device)}; run folder {cli.folder}")
+    network: Any = getattr(model, "model", model)  # a user's own LightningModule may be the network itself
+    parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    where = f"on {device_name(trainer.strategy.root_device)}; run folder {cli.folder}"
+    _say(f"{type(network).__name__}, {parameters:,} parameters, {where}")
     if cli.checkpoint:
         _say(f"resuming from {cli.checkpoint}")
     if not trainer.fast_dev_run and trainer.is_global_zero:
@@ -237,12 +248,14 @@ def _fit(cli: TrainingCLI) -> Results | None:
     try:
         trainer.fit(model, datamodule=cli.datamodule, ckpt_path=str(cli.checkpoint) if cli.checkpoint else None)
     except SystemExit:  # Lightning's answer to Ctrl-C
-        if trainer.interrupted:
-            raise KeyboardInterrupt(_how_to_resume(cli)) from None
-        raise
+        if not trainer.interrupted:
+            raise
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
+        raise KeyboardInterrupt(_how_to_resume(cli)) from None
     if trainer.fast_dev_run:
         return None
-    results = _score(cli, parameters)
+    results = _final_results(cli, parameters)
     if trainer.is_global_zero:
         _write_text(cli.folder / "results.json", results.to_json())
         _write_text(cli.folder / "results.md", results.to_markdown())
@@ -250,7 +263,7 @@ def _fit(cli: TrainingCLI) -> Results | None:
     return results
 
 
-def _score(cli: TrainingCLI, parameters: int) -> Results:
+def _final_results(cli: TrainingCLI, parameters: int) -> Results:
     """Test the last model, which is in memory, and then the best one."""
     rows = list(cli.history.rows)
     seconds = cli.history.seconds
@@ -263,19 +276,17 @@ def _score(cli: TrainingCLI, parameters: int) -> Results:
     if best_path.is_file() and trainer.checkpoint_callbacks:
         best_epoch = load_checkpoint(best_path)["epoch"] + 1
         tests.append(trainer.test(model, datamodule=cli.datamodule, ckpt_path=str(best_path), verbose=False)[0])
-    figures = [
-        Figures(epoch, *(_stage(row, stage) for stage in ("train", "val")), _stage(test, "test"))
-        for epoch, row, test in (
-            (epochs, rows[-1] if rows else {}, tests[0]),
-            (best_epoch, rows[best_epoch - 1] if rows else {}, tests[-1]),
-        )
-    ]
+    rows = rows or [{}]
+    last, best = (
+        Figures(epoch, _stage(row, "train"), _stage(row, "val"), _stage(test, "test"))
+        for epoch, row, test in ((epochs, rows[-1], tests[0]), (best_epoch, rows[best_epoch - 1], tests[-1]))
+    )
     return Results(
         name=cli.config.run.name,
         seed=cli.config.seed_everything,
         metric=getattr(model, "metric", "loss"),
-        last=figures[0],
-        best=figures[1],
+        last=last,
+        best=best,
         epochs=epochs,
         max_epochs=trainer.max_epochs or epochs,
         seconds=seconds,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from lightning.pytorch.cli import ReduceLROnPlateau
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -59,6 +60,6 @@ class WarmupCosine(LRScheduler):
         progress = min(1.0, (epoch - self.warmup_epochs) / length)
         return self.min_factor + (1 - self.min_factor) * (1 + math.cos(math.pi * progress)) / 2
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Learning rate of each parameter group for the current epoch."""
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from graphattn_kernels.structure import View
 
-__all__ = ["accumulate_dtype", "chunks", "segment_max", "segment_sum", "take"]
+__all__ = [
+    "accumulate_dtype",
+    "chunks",
+    "in_callers_order",
+    "put",
+    "segment_max",
+    "segment_sum",
+    "slices",
+    "take",
+    "weighted_sum",
+]
 
 # Elements of one [edges, heads, channels] buffer. On a CPU it should stay in the cache and below the size from
 # which the allocator asks the system for fresh pages each time (measured at 1M edges x 64 channels, two
@@ -22,20 +34,52 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def segment_sum(rows: Tensor, ptr: Tensor, owner: Tensor) -> Tensor:
-    """Sum of ``rows[ptr[n]:ptr[n + 1]]`` for each n, zero for an empty run.
+def segment_sum(rows: Tensor, ptr: Tensor) -> Tensor:
+    """Sum of ``rows[ptr[n]:ptr[n + 1]]`` for each n in this order, zero for an empty run.
 
     Args:
-        rows: ``[E, ...]``, sorted by owner.
+        rows: ``[E, ...]`` in float32 or float64, sorted by owner.
         ptr: ``[N + 1]``.
-        owner: ``[E]``, the same information as ``ptr``.
     """
-    if rows.is_cuda:
-        # index_add_ would use float atomics there, whose order of addition changes from run to run.
+    if not rows.is_cpu:
         return torch.segment_reduce(rows, "sum", offsets=ptr, axis=0, unsafe=True, initial=0)
-    out = rows.new_zeros((ptr.shape[0] - 1, *rows.shape[1:]))
-    # With an int32 index the same call takes a path that was measured four times slower (torch 2.13, CPU).
-    return out.index_add_(0, owner.long(), rows)
+    # A bag is summed in order by one thread, 4 to 20 times as fast as index_add_ or segment_reduce do it.
+    every = torch.arange(rows.shape[0], dtype=ptr.dtype)
+    flat = rows.detach().reshape(rows.shape[0], math.prod(rows.shape[1:]))
+    out = embedding_bag(every, flat, ptr, mode="sum", include_last_offset=True)
+    return out.reshape(ptr.shape[0] - 1, *rows.shape[1:])
+
+
+def weighted_sum(weights: Tensor, values: Tensor, view: View) -> Tensor:
+    """Sum of ``weights[e] * values[index[e]]`` over the run of each owner.
+
+    Args:
+        weights: ``[E, H]``, or ``[E, H, D]`` for a weight on each channel, in the order of ``view``.
+        values: contiguous ``[M, H, D]`` in float32 or float64.
+        view: The edges.
+
+    Returns:
+        ``[N, H, D]``.
+    """
+    if weights.dim() == 3 or not values.is_cpu:
+        scale = weights if weights.dim() == 3 else weights.unsqueeze(-1)
+        return segment_sum(values.index_select(0, view.index) * scale, view.ptr)
+    # A bag for each head and owner over the rows of all heads: nothing of the size of edges x channels is made.
+    heads, channels = values.shape[1:]
+    wide = torch.int64 if heads * max(values.shape[0], view.num_edges) >= 2**31 else view.index.dtype
+    head = torch.arange(heads, dtype=wide).unsqueeze(1)
+    index = view.index.to(wide) * heads + head
+    begin = view.ptr[:-1].to(wide) + head * view.num_edges
+    offsets = torch.cat([begin.flatten(), begin.new_tensor([heads * view.num_edges])])
+    out = embedding_bag(
+        index.flatten(),
+        values.detach().view(-1, channels),
+        offsets,
+        mode="sum",
+        per_sample_weights=weights.T.flatten(),
+        include_last_offset=True,
+    )
+    return out.view(heads, view.num_owners, channels).transpose(0, 1)
 
 
 def segment_max(rows: Tensor, ptr: Tensor) -> Tensor:
@@ -43,9 +87,32 @@ def segment_max(rows: Tensor, ptr: Tensor) -> Tensor:
     return torch.segment_reduce(rows, "max", offsets=ptr, axis=0, unsafe=True, initial=float("-inf"))
 
 
-def take(rows: Tensor, index: Tensor | None) -> Tensor:
-    """``rows[index]``; ``None`` stands for all rows in order."""
-    return rows if index is None else rows.index_select(0, index)
+def take(rows: Tensor, edge_id: Tensor | None, edges: slice) -> Tensor:
+    """The rows of a chunk's edges out of an edge tensor in the caller's order."""
+    return rows[edges] if edge_id is None else rows.index_select(0, edge_id)
+
+
+def put(out: Tensor, edge_id: Tensor | None, edges: slice, rows: Tensor) -> None:
+    """Write the rows of a chunk's edges into an edge tensor in the caller's order."""
+    if edge_id is None:
+        out[edges] = rows
+    else:
+        out.index_copy_(0, edge_id.long(), rows.to(out.dtype))
+
+
+def in_callers_order(x: Tensor, view: View) -> Tensor:
+    """A number for each edge, from the order of a view to the caller's."""
+    return x if view.edge_id is None else torch.empty_like(x).index_copy_(0, view.edge_id.long(), x)
+
+
+def slices(edges: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Cut edges, whosever they are, into runs whose ``[edges, width]`` buffers fit the budget."""
+    step = _budget(width, device)
+    return (slice(begin, min(begin + step, edges)) for begin in range(0, edges, step))
+
+
+def _budget(width: int, device: torch.device) -> int:
+    return max(1, _CHUNK_ELEMENTS.get(device.type, 1 << 20) // max(1, width))
 
 
 def chunks(view: View, width: int) -> Iterator[tuple[slice, slice, View]]:
@@ -60,7 +127,7 @@ def chunks(view: View, width: int) -> Iterator[tuple[slice, slice, View]]:
     Yields:
         The slice of owners, the slice of edges, and the view of the chunk with owners counted from its first.
     """
-    budget = max(1, _CHUNK_ELEMENTS.get(view.index.device.type, 1 << 20) // max(1, width))
+    budget = _budget(width, view.index.device)
     edges, owners = view.num_edges, view.num_owners
     if edges <= budget:
         yield slice(0, owners), slice(0, edges), view

@@ -19,7 +19,7 @@ class View(NamedTuple):
 
     ptr: Tensor
     """``[N + 1]``: edges of owner ``n`` stand at ``ptr[n]:ptr[n + 1]``; N counts owners."""
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     """``[E]``: the other end of each edge."""
     owner: Tensor
     """``[E]``: the owner of each edge, ascending."""
@@ -44,7 +44,7 @@ class Structure(NamedTuple):
     by_source: View
 
     @property
-    def T(self) -> Structure:  # noqa: N802 - the name every array library uses
+    def T(self) -> Structure:
         """Sources and targets exchanged; edge tensors keep their order, nothing is copied."""
         return Structure(self.by_source, self.by_target)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -44,7 +45,7 @@ def test_leading_dimensions_share_the_graph(lead: tuple[int, ...], own_edges: bo
         return attend(graph, q[index], k[index], v[index], edge_bias=bias[edges], edge_gate=gate[edges], clamp=1.0)
 
     got = attend(graph, q, k, v, edge_bias=bias, edge_gate=gate, clamp=1.0)
-    each = [one(tuple(index)) for index in torch.cartesian_prod(*(torch.arange(n) for n in lead)).reshape(-1, len(lead)).tolist()] if lead else [one(())]  # fmt: skip
+    each = [one(index) for index in itertools.product(*(range(n) for n in lead))]
     same_gradients(got, torch.stack(each).reshape(got.shape), [q, k, v, bias, gate], draw)
 
 
@@ -96,9 +97,7 @@ def test_a_graph_for_each_head(lead: tuple[int, ...], bipartite: bool, draw: Dra
     bias = draw(graph.num_edges).requires_grad_()
     cut = graph.edge_slices.tolist()
     each = [
-        attend(
-            member, *(x[..., h : h + 1, :] for x in (q, k, v)), edge_bias=bias[cut[h] : cut[h + 1]], clamp=1.0
-        )
+        attend(member, *(x[..., h : h + 1, :] for x in (q, k, v)), edge_bias=bias[cut[h] : cut[h + 1]], clamp=1.0)
         for h, member in enumerate(members)
     ]
     got = attend(graph, q, k, v, edge_bias=bias, clamp=1.0)

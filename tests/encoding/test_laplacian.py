@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from graphattn.encoding import LaplacianEncoding, laplacian_pe, random_walk_pe
+from graphattn.encoding import LaplacianEncoding, eigen, laplacian_pe, random_walk_pe
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
 
@@ -99,9 +99,12 @@ def test_cycle_finds_both_eigenvectors_of_each_double_eigenvalue(graph_of, size,
     torch.testing.assert_close(found.pe.T @ found.pe, torch.eye(6, dtype=torch.float64), atol=1e-9, rtol=0)
 
 
-def test_long_path_falls_back_to_shift_and_invert(graph_of):
-    size = 6000  # smallest eigenvalue 1.4e-7: beyond Lanczos
+def test_long_path_falls_back_to_shift_and_invert(graph_of, monkeypatch):
+    size, factored = 4000, []  # smallest eigenvalue 3e-7: beyond Lanczos
+    splu = eigen.sparse_linalg.splu
+    monkeypatch.setattr(eigen.sparse_linalg, "splu", lambda *a, **k: factored.append(a) or splu(*a, **k))
     found = pe64(graph_of(nx.path_graph(size)), 3, solver="sparse")
+    assert len(factored) == 1
     angle = np.pi * torch.tensor([1.0, 2, 3], dtype=torch.float64) / (size - 1)
     torch.testing.assert_close(found.eigenvalues[0], 1 - angle.cos(), atol=0, rtol=1e-5)
     assert found.group[0].tolist() == [0, 1, 2]
@@ -303,3 +306,24 @@ def test_an_edge_between_members_is_refused():
     )
     with pytest.raises(ArgumentError, match="between its members"):
         laplacian_pe(graph, 1, per_component=False)
+
+
+@pytest.mark.parametrize(
+    "nx_graph",
+    [nx.star_graph(400), nx.convert_node_labels_to_integers(nx.grid_2d_graph(20, 20, periodic=True))],
+    ids=["star: 399 times", "torus: 4 times"],
+)
+def test_sparse_solver_misses_no_copy_of_a_repeated_eigenvalue(graph_of, nx_graph):
+    graph = graph_of(nx_graph)
+    found = pe64(graph, 6, solver="sparse")
+    expected = torch.linalg.eigvalsh(dense_laplacian(graph, "sym"))[1:7]
+    torch.testing.assert_close(found.eigenvalues[0], expected, atol=1e-10, rtol=0)
+    torch.testing.assert_close(found.pe.T @ found.pe, torch.eye(6, dtype=torch.float64), atol=1e-10, rtol=0)
+
+
+def test_patterns_are_graphs_too():
+    from graphattn.graph import patterns
+
+    grid = laplacian_pe(patterns.grid(3, 5), 1)[:, 0].view(3, 5)
+    torch.testing.assert_close(grid[:, 0], -grid[:, -1])
+    assert (grid[:, 0].abs() > 0.1).all()

@@ -27,7 +27,9 @@ def test_deviation_is_unbiased(ablation: ModuleType):
     assert ablation.mean_and_deviation([5.0]) == (5.0, 0.0)
 
 
-def test_table_of_four(ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def test_table_of_four(
+    ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GRAPHATTN_CACHE", str(tmp_path / "cache"))
     tiny = ["--data.init_args.options={num_graphs: [3, 2, 2]}", "--trainer.max_epochs=1", "--model.model.layers=1"]

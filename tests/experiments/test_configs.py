@@ -34,7 +34,10 @@ def test_the_six_data_sets_have_a_small_configuration():
 def test_builds(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     cli = TrainingCLI("fit", ["--config", str(path), "--trainer.accelerator=cpu"])
-    assert cli.folder == Path("runs") / name_of(path).replace("/", "-").replace("_", "-") / f"seed_{cli.config.seed_everything}"
+    assert (
+        cli.folder
+        == Path("runs") / name_of(path).replace("/", "-").replace("_", "-") / f"seed_{cli.config.seed_everything}"
+    )
     assert not cli.folder.exists()  # building leaves nothing behind
     if name_of(path) in PUBLISHED_PARAMETERS:
         count = sum(p.numel() for p in cli.model.model.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 
 import pytest
@@ -223,8 +224,14 @@ def test_pytree_holds_only_tensors(graph: TokenGraph, counts) -> None:
 
 
 def test_copies(graph: TokenGraph) -> None:
-    for again in (pickle.loads(pickle.dumps(graph)), copy.deepcopy(graph), graph.to("cpu")):
-        assert torch.equal(again.edge_index, graph.edge_index) and again.num_sources == graph.num_sources
+    for _ in range(2):  # bare, then with everything built
+        file = io.BytesIO()
+        torch.save(graph, file)
+        file.seek(0)
+        loaded = torch.load(file, weights_only=True)
+        for again in (loaded, pickle.loads(pickle.dumps(graph)), copy.deepcopy(graph), graph.to("cpu")):
+            assert torch.equal(again.edge_index, graph.edge_index) and again.num_sources == graph.num_sources
+            assert torch.equal(again.structure.by_source.index, graph.structure.by_source.index)
 
 
 def test_to_device() -> None:

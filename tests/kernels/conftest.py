@@ -8,17 +8,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from graphattn.graph import TokenGraph
 from graphattn.testing import GRAPH_KINDS, random_graph
 from graphattn_kernels import Structure, _segment
 
-_CASES = [(kind, bipartite) for kind in GRAPH_KINDS for bipartite in (False, True)]
+_CASES = [(kind, bipartite) for kind in (*GRAPH_KINDS, "sorted") for bipartite in (False, True)]
 
 
 @pytest.fixture(params=_CASES, ids=lambda case: f"{case[0]}-{'bipartite' if case[1] else 'square'}")
 def structure(request: pytest.FixtureRequest) -> Structure:
     """Every kind of small graph, square and bipartite."""
     kind, bipartite = request.param
-    return random_graph(3, kind, bipartite=bipartite).structure
+    if kind != "sorted":
+        return random_graph(3, kind, bipartite=bipartite).structure
+    # Edges sorted already: there is no permutation, and the transposed structure has one on its other side.
+    graph = random_graph(3, "hub", bipartite=bipartite)
+    structure = TokenGraph.from_csr(graph.rowptr, graph.col, num_sources=graph.num_sources).structure
+    assert structure.by_target.edge_id is None
+    return structure
 
 
 @pytest.fixture

@@ -75,17 +75,18 @@ _OPTIONS = {
 
 @pytest.mark.parametrize("option", _OPTIONS)
 def test_csr_attention(structure: Structure, draw: Draw, option: str) -> None:
-    targets, sources, edges = structure.num_targets, structure.num_sources, structure.num_edges
-    assert_backends_equal(
-        lambda q, k, v, bias, gate, backend: csr_attention(
-            structure, q, k, v, edge_bias=bias, edge_gate=gate, backend=backend, **_OPTIONS[option]
-        ),
-        draw(targets, HEADS, D),
-        draw(sources, HEADS, D),
-        draw(sources, HEADS, D_V),
-        draw(edges, HEADS) if "bias" in option else None,
-        draw(edges, HEADS, D) if "gate" in option else None,
-    )
+    for graph in (structure, structure.T):
+        targets, sources, edges = graph.num_targets, graph.num_sources, graph.num_edges
+        assert_backends_equal(
+            lambda q, k, v, bias, gate, backend, graph=graph: csr_attention(
+                graph, q, k, v, edge_bias=bias, edge_gate=gate, backend=backend, **_OPTIONS[option]
+            ),
+            draw(targets, HEADS, D),
+            draw(sources, HEADS, D),
+            draw(sources, HEADS, D_V),
+            draw(edges, HEADS) if "bias" in option else None,
+            draw(edges, HEADS, D) if "gate" in option else None,
+        )
 
 
 @pytest.mark.parametrize(("heads", "d", "d_v"), [(1, 1, 1), (5, 3, 7), (2, 33, 1)])
@@ -108,7 +109,11 @@ def test_rows_whose_scores_are_all_minus_infinity(draw: Draw) -> None:
     masked = (owner == 1) | (owner == 4)
     bias = draw(structure.num_edges, HEADS).masked_fill_(masked.unsqueeze(1), float("-inf"))
     bias[0] = float("-inf")  # a single edge of another row
-    q, k, v = draw(structure.num_targets, HEADS, D), draw(structure.num_sources, HEADS, D), draw(structure.num_sources, HEADS, D)
+    q, k, v = (
+        draw(structure.num_targets, HEADS, D),
+        draw(structure.num_sources, HEADS, D),
+        draw(structure.num_sources, HEADS, D),
+    )
 
     def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, backend: str) -> tuple[Tensor, Tensor]:
         return csr_attention(structure, q, k, v, edge_bias=bias, backend=backend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,41 +23,36 @@ def meta(structure: Structure) -> Structure:
     return Structure(*(type(v)(*(None if x is None else x.to("meta") for x in v)) for v in structure))
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "text"),
-    [
-        pytest.param({"q": torch.zeros(T + 1, H, D)}, ArgumentError, f"q .*each target \\({T}\\)", id="q-rows"),
-        pytest.param({"k": torch.zeros(T, H, D)}, ArgumentError, f"k .*each source \\({S}\\)", id="k-rows"),
-        pytest.param({"v": torch.zeros(S, H)}, ArgumentError, "v must have 3 dimensions", id="v-dims"),
-        pytest.param({"q": [[1.0]]}, ArgumentTypeError, "q must be a tensor, got list", id="q-type"),
-        pytest.param({"q": torch.zeros(T, H, D).long()}, ArgumentTypeError, "q must be a floating", id="q-dtype"),
-        pytest.param({"k": torch.zeros(S, H, D).double()}, ArgumentTypeError, "k must have the dtype", id="k-dtype"),
-        pytest.param({"v": torch.zeros(S, H, D).half()}, ArgumentTypeError, "v must have the dtype", id="v-dtype"),
-        pytest.param({"k": torch.zeros(S, H, D + 1)}, ArgumentError, "k must have the heads and channels", id="k-channels"),
-        pytest.param({"v": torch.zeros(S, H + 1, D)}, ArgumentError, "v must have the heads of q, 2, got 3", id="v-heads"),
-        pytest.param({"edge_bias": torch.zeros(E + 1, H)}, ArgumentError, f"edge_bias .*each edge \\({E}\\)", id="bias-rows"),
-        pytest.param({"edge_bias": torch.zeros(E)}, ArgumentError, "edge_bias must have 2 dimensions", id="bias-dims"),
-        pytest.param({"edge_bias": torch.zeros(E, H + 1)}, ArgumentError, "edge_bias must be \\[E, 2\\]", id="bias-heads"),
-        pytest.param({"edge_gate": torch.zeros(E, H, 1)}, ArgumentError, "edge_gate must be", id="gate-channels"),
-        pytest.param({"k": torch.zeros(S, H, D, device="meta")}, ArgumentTypeError, "k .*device of q", id="k-device"),
-        pytest.param({"clamp": 0.0}, ArgumentError, "clamp must be positive, got 0.0", id="clamp-zero"),
-        pytest.param({"clamp": -1.0}, ArgumentError, "clamp must be positive, got -1.0", id="clamp-negative"),
-        pytest.param({"dropout_p": 1.0, "dropout_seed": SEED}, ArgumentError, "dropout_p .*got 1.0", id="dropout-one"),
-        pytest.param({"dropout_p": -0.1, "dropout_seed": SEED}, ArgumentError, "dropout_p", id="dropout-negative"),
-        pytest.param({"dropout_p": 0.5}, ArgumentError, "needs dropout_seed", id="no-seed"),
-        pytest.param(
-            {"dropout_p": 0.5, "dropout_seed": 3}, ArgumentTypeError, "dropout_seed must be an int64", id="seed-type"
-        ),
-        pytest.param(
-            {"dropout_p": 0.5, "dropout_seed": torch.tensor([1])}, ArgumentTypeError, "\\[2\\]", id="seed-shape"
-        ),
-        pytest.param(
-            {"dropout_p": 0.5, "dropout_seed": SEED.float()}, ArgumentTypeError, "int64", id="seed-dtype"
-        ),
-        pytest.param({"backend": "cuda"}, ArgumentError, "backend must be 'auto' or one of .*gather", id="backend"),
-    ],
-)  # fmt: skip
-def test_csr_attention(change: dict[str, Any], error: type[Exception], text: str) -> None:
+CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "q-rows": ({"q": torch.zeros(T + 1, H, D)}, ArgumentError, f"q .*each target \\({T}\\)"),
+    "k-rows": ({"k": torch.zeros(T, H, D)}, ArgumentError, f"k .*each source \\({S}\\)"),
+    "v-dims": ({"v": torch.zeros(S, H)}, ArgumentError, "v must have 3 dimensions"),
+    "q-type": ({"q": [[1.0]]}, ArgumentTypeError, "q must be a tensor, got list"),
+    "q-dtype": ({"q": torch.zeros(T, H, D).long()}, ArgumentTypeError, "q must be a floating"),
+    "k-dtype": ({"k": torch.zeros(S, H, D).double()}, ArgumentTypeError, "k must have the dtype"),
+    "v-dtype": ({"v": torch.zeros(S, H, D).half()}, ArgumentTypeError, "v must have the dtype"),
+    "k-channels": ({"k": torch.zeros(S, H, D + 1)}, ArgumentError, "k must have the heads and channels"),
+    "v-heads": ({"v": torch.zeros(S, H + 1, D)}, ArgumentError, "v must have the heads of q, 2, got 3"),
+    "bias-rows": ({"edge_bias": torch.zeros(E + 1, H)}, ArgumentError, f"edge_bias .*each edge \\({E}\\)"),
+    "bias-dims": ({"edge_bias": torch.zeros(E)}, ArgumentError, "edge_bias must have 2 dimensions"),
+    "bias-heads": ({"edge_bias": torch.zeros(E, H + 1)}, ArgumentError, "edge_bias must be \\[E, 2\\]"),
+    "gate-channels": ({"edge_gate": torch.zeros(E, H, 1)}, ArgumentError, "edge_gate must be"),
+    "k-device": ({"k": torch.zeros(S, H, D, device="meta")}, ArgumentTypeError, "k .*device of q"),
+    "clamp-zero": ({"clamp": 0.0}, ArgumentError, "clamp must be positive, got 0.0"),
+    "clamp-negative": ({"clamp": -1.0}, ArgumentError, "clamp must be positive, got -1.0"),
+    "dropout-one": ({"dropout_p": 1.0, "dropout_seed": SEED}, ArgumentError, "dropout_p .*got 1.0"),
+    "dropout-negative": ({"dropout_p": -0.1, "dropout_seed": SEED}, ArgumentError, "dropout_p"),
+    "no-seed": ({"dropout_p": 0.5}, ArgumentError, "needs dropout_seed"),
+    "seed-type": ({"dropout_p": 0.5, "dropout_seed": 3}, ArgumentTypeError, "dropout_seed must be an int64"),
+    "seed-shape": ({"dropout_p": 0.5, "dropout_seed": torch.tensor([1])}, ArgumentTypeError, "\\[2\\]"),
+    "seed-dtype": ({"dropout_p": 0.5, "dropout_seed": SEED.float()}, ArgumentTypeError, "int64"),
+    "backend": ({"backend": "cuda"}, ArgumentError, "backend must be 'auto' or one of .*gather"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_csr_attention(case: str) -> None:
+    change, error, text = CASES[case]
     with pytest.raises(error, match=text):
         csr_attention(GRAPH, **{**GOOD, **change})
 
@@ -66,20 +62,21 @@ def test_the_graph_must_be_on_the_device_of_the_rows() -> None:
         csr_attention(meta(GRAPH), **GOOD)
 
 
-@pytest.mark.parametrize(
-    ("call", "text"),
-    [
-        pytest.param(lambda: segment_sum(GRAPH, torch.zeros(E + 1)), "rows .*each edge", id="segment_sum"),
-        pytest.param(lambda: spread(GRAPH, torch.zeros(T + 1, 2)), "rows .*each target", id="spread"),
-        pytest.param(lambda: sddmm(GRAPH, torch.zeros(S, 1, 2), torch.zeros(S, 1, 2)), "a .*each target", id="sddmm-rows"),
-        pytest.param(lambda: sddmm(GRAPH, torch.zeros(T, 1, 2), torch.zeros(S, 2, 2)), "a and b must share", id="sddmm-heads"),
-        pytest.param(lambda: spmm(GRAPH, torch.zeros(E, 3), torch.zeros(S, 2, 2)), "weights must be", id="spmm-heads"),
-        pytest.param(lambda: spmm(GRAPH, torch.zeros(E, 2), torch.zeros(T, 2, 2)), "values .*each source", id="spmm-rows"),
-        pytest.param(lambda: segment_softmax(GRAPH, torch.zeros(E)), "scores must have 2 dim", id="softmax-dims"),
-        pytest.param(lambda: segment_softmax(GRAPH, torch.zeros(E + 2, 2)), "scores .*each edge", id="softmax-rows"),
-    ],
-)  # fmt: skip
-def test_sparse_operations(call: Any, text: str) -> None:
+SPARSE: dict[str, tuple[Callable[[], object], str]] = {
+    "segment_sum": (lambda: segment_sum(GRAPH, torch.zeros(E + 1)), "rows .*each edge"),
+    "spread": (lambda: spread(GRAPH, torch.zeros(T + 1, 2)), "rows .*each target"),
+    "sddmm-rows": (lambda: sddmm(GRAPH, torch.zeros(S, 1, 2), torch.zeros(S, 1, 2)), "a .*each target"),
+    "sddmm-heads": (lambda: sddmm(GRAPH, torch.zeros(T, 1, 2), torch.zeros(S, 2, 2)), "a and b must share"),
+    "spmm-heads": (lambda: spmm(GRAPH, torch.zeros(E, 3), torch.zeros(S, 2, 2)), "weights must be"),
+    "spmm-rows": (lambda: spmm(GRAPH, torch.zeros(E, 2), torch.zeros(T, 2, 2)), "values .*each source"),
+    "softmax-dims": (lambda: segment_softmax(GRAPH, torch.zeros(E)), "scores must have 2 dim"),
+    "softmax-rows": (lambda: segment_softmax(GRAPH, torch.zeros(E + 2, 2)), "scores .*each edge"),
+}
+
+
+@pytest.mark.parametrize("case", SPARSE)
+def test_sparse_operations(case: str) -> None:
+    call, text = SPARSE[case]
     with pytest.raises(ArgumentError, match=text):
         call()
 

@@ -144,6 +144,23 @@ def test_half_types_are_summed_in_float32(dtype: torch.dtype) -> None:
     assert sddmm(structure, ones[:1], ones).dtype == dtype
 
 
+@pytest.mark.parametrize("backend", ["reference", "gather"])
+def test_autocast_does_not_reach_inside_the_operations(backend: str, draw: Draw) -> None:
+    structure = random_graph(4, "hub").structure
+    q, k, v, bias, _ = (x.float().requires_grad_() for x in attention_inputs(structure, draw))
+
+    def run(autocast: bool) -> list[Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            weights, _ = segment_softmax(structure, sddmm(structure, q, k, backend=backend), backend=backend)
+            mixed = spmm(structure, weights, v, backend=backend)
+            out, lse = csr_attention(structure, q, k, v, edge_bias=bias, backend=backend)
+            total = segment_sum(structure, spread(structure, out, backend=backend), backend=backend)
+            loss = (mixed + out + total).square().sum()
+        return [mixed, out, lse, total, *torch.autograd.grad(loss, (q, k, v, bias))]
+
+    torch.testing.assert_close(run(autocast=True), run(autocast=False))
+
+
 # --- memory ---------------------------------------------------------------------------------------------------
 
 

@@ -54,7 +54,9 @@ def test_opcheck_without_a_permutation_of_edges_and_with_strides(name: str, draw
     """Sorted graphs have no ``edge_id``; inputs may have any strides."""
     graph = _sorted_graph()
     assert graph.structure.by_target.edge_id is None
-    op, args = _samples(graph.structure, lambda *shape: draw(*reversed(shape)).permute(*reversed(range(len(shape)))))[name]
+    op, args = _samples(graph.structure, lambda *shape: draw(*reversed(shape)).permute(*reversed(range(len(shape)))))[
+        name
+    ]
     torch.library.opcheck(op, args)
 
 
@@ -68,7 +70,9 @@ def _layer(structure: Structure, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, 
         structure, q, k, v, edge_bias=bias, scale=0.5, clamp=2.0, dropout_p=0.3, dropout_seed=seed, backend="gather"
     )
     weights, _ = segment_softmax(structure, sddmm(structure, q, k) + bias)
-    return out + spmm(structure, weights, v) + segment_sum(structure, weights).unsqueeze(-1) + spread(structure.T, v).sum()
+    return (
+        out + spmm(structure, weights, v) + segment_sum(structure, weights).unsqueeze(-1) + spread(structure.T, v).sum()
+    )
 
 
 def test_compile_forward_and_backward_at_three_sizes_with_one_recompilation(draw: Draw) -> None:

@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+from graphattn import TokenGraph
 from graphattn_kernels import Structure, View, csr_attention
 from graphattn_kernels._random import dropout_scale
 from graphattn_kernels.backends import choose, status
 from graphattn_kernels.errors import BackendError
-from torch import Tensor
-
-from graphattn import TokenGraph
 
 pytest.importorskip("triton")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs CUDA or TRITON_INTERPRET=1", allow_module_level=True)
 
-from graphattn_kernels.csr_attention.impl.triton import launch, schedule  # noqa: E402
+from graphattn_kernels.csr_attention.impl.triton import launch, schedule
 
 pytestmark = pytest.mark.triton
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -112,7 +112,7 @@ def assert_like_reference(
     ours = values_and_gradients(structure or graph.structure, rounded, "triton", dtype, dtype, **options)
     theirs = values_and_gradients(graph.structure, rounded, "reference", torch.float64, dtype, **options)
     names = ["out", "lse", *(f"gradient of {n}" for n, x in inputs.items() if x is not None)]
-    for name, a, b in zip(names, ours, theirs):
+    for name, a, b in zip(names, ours, theirs, strict=True):
         assert a.shape == b.shape and torch.isfinite(a).all(), name
         error = (a.double() - b).norm() / b.norm().clamp(min=1.0)
         assert error < tolerance, f"{name}: {error:.1e}"
@@ -134,9 +134,9 @@ OPTIONS = [
 
 
 def test_options_cover_every_pair() -> None:
-    columns = list(zip(*OPTIONS))
+    columns = list(zip(*OPTIONS, strict=True))
     for a, b in itertools.combinations(columns[:4], 2):
-        assert set(zip(a, b)) == set(itertools.product(set(a), set(b)))
+        assert set(zip(a, b, strict=True)) == set(itertools.product(set(a), set(b)))
 
 
 @pytest.mark.parametrize(("bias", "gate", "clamp", "dropout_p", "wide", "shape"), OPTIONS)
@@ -160,9 +160,7 @@ def test_other_graphs(name: str) -> None:
 
 
 # Error of one rounding of the output or gradient, times a small number for sums of a few such terms.
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 2e-2)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 2e-2)])
 def test_dtypes(dtype: torch.dtype, tolerance: float) -> None:
     graph = make_graph("hubs")
     inputs = make_inputs(graph, 2, 8, 8, bias=True, gate=False)
@@ -190,9 +188,7 @@ def test_dropout_mask_is_that_of_the_other_backends() -> None:
     seed = torch.tensor([2**62 - 1, -(2**33) + 1], device=DEVICE)
     q = torch.zeros(edges, heads, 4, device=DEVICE)
     for p in (0.3, 0.7):
-        out, _ = csr_attention(
-            graph.structure, q, q, q + 1, dropout_p=p, dropout_seed=seed, backend="triton"
-        )
+        out, _ = csr_attention(graph.structure, q, q, q + 1, dropout_p=p, dropout_seed=seed, backend="triton")
         expected = dropout_scale(seed, torch.arange(edges, device=DEVICE), heads, p, torch.float32).flip(0)
         assert 0 < (expected == 0).sum() < expected.numel()
         torch.testing.assert_close(out, expected[..., None].expand_as(out), rtol=1e-6, atol=0.0)
@@ -225,7 +221,7 @@ def test_the_same_input_gives_the_same_bits() -> None:
     graph = make_graph("hubs")
     inputs = make_inputs(graph, 2, 4, 4, bias=True, gate=False)
     first, second = (values_and_gradients(graph.structure, inputs, "triton", torch.float32) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 300])
@@ -235,7 +231,7 @@ def test_a_schedule_holds_every_edge_once(name: str, chunk: int) -> None:
     plan = schedule.make_schedule(view.ptr, view.num_edges, chunk)
     owner = torch.full((view.num_edges,), -1)
     rows = []
-    for i, (row, begin, end) in enumerate(zip(*(x.tolist() for x in plan[:3]))):
+    for i, (row, begin, end) in enumerate(zip(*(x.tolist() for x in plan[:3]), strict=True)):
         assert 0 <= end - begin <= chunk
         if row < 0:
             assert begin == end
@@ -249,7 +245,7 @@ def test_a_schedule_holds_every_edge_once(name: str, chunk: int) -> None:
     assert (lengths.diff() <= 0).all() or plan.hubs is not None
     hubs = []
     if plan.hubs is not None:
-        count = int(plan.hubs.count)
+        count = int(plan.hubs.num_hubs)
         assert plan.num_parts >= int(plan.hubs.part_ptr[-1])
         hubs = plan.hubs.row[:count].tolist()
         for hub in range(count):
@@ -267,6 +263,17 @@ def test_a_schedule_is_made_once_for_a_graph(monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(2):
         values_and_gradients(graph.structure, inputs, "triton", torch.float32)
     assert len(made) == 2  # one for each view
+
+
+def test_room_for_hubs_is_given_up_where_there_are_none() -> None:
+    few, many = make_graph("batch").structure.by_target, make_graph("hubs").structure.by_target
+    assert schedule.make_schedule(few.ptr, few.num_edges, CHUNK).hubs is not None
+    if DEVICE == "cuda":
+        schedule.schedule_of(few)
+        torch.cuda.synchronize()
+    plan = schedule.schedule_of(few)
+    assert plan.hubs is None and plan.num_parts == 0 and plan.row.shape[0] == few.num_owners
+    assert schedule.schedule_of(many).hubs is not None
 
 
 def test_gradcheck() -> None:
@@ -292,7 +299,7 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> 
         choose("triton", torch.device("cpu"))
     with pytest.raises(BackendError, match="no Triton implementation"):
         choose("triton")
-    assert choose("auto", torch.device("cpu")) == "gather"
+    assert choose("auto", torch.device("cpu")) == "numba"
     assert choose("auto", torch.device("cuda")) == "triton"
     if not torch.cuda.is_available():
         assert "CUDA" in (status()["triton"] or "")

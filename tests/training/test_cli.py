@@ -31,7 +31,8 @@ def test_help_and_version_answer_without_torch():
 
 
 @pytest.mark.parametrize(
-    ("what", "expected"), [("models", "graph_transformer"), ("datasets", "pattern"), ("mechanisms", "graph_transformer")]
+    ("what", "expected"),
+    [("models", "graph_transformer"), ("datasets", "pattern"), ("mechanisms", "graph_transformer")],
 )
 def test_lists(what: str, expected: str, capsys: pytest.CaptureFixture[str]):
     assert main(["list", what]) == 0
@@ -49,22 +50,45 @@ def test_list_of_backends_says_which_run(capsys: pytest.CaptureFixture[str]):
         ({"modle": 1}, [], "'modle' is not accepted. Did you mean 'model'?"),
         ({"trainer__max_epoch": 1}, [], "'max_epoch'. Did you mean 'max_epochs'"),
         ({"model__class_path": "graphattn.training.NodeClasification"}, [], "Did you mean 'NodeClassification'"),
-        ({"model__init_args__model__class_path": "toy.Nett"}, [], "toy.Nett: module 'toy' has no attribute 'Nett'. Did you mean 'Net'?"),
+        (
+            {"model__init_args__model__class_path": "toy.Nett"},
+            [],
+            "toy.Nett: module 'toy' has no attribute 'Nett'. Did you mean 'Net'?",
+        ),
         ({"model__init_args__model__class_path": "nowhere.Net"}, [], "nowhere.Net: No module named 'nowhere'"),
-        ({"model__init_args__model__init_args": {"widht": 3}}, [], "toy.Net: Option 'widht' is not accepted. Did you mean 'width'?"),
-        ({"model__init_args__model__init_args": {"width": "wide"}}, [], "toy.Net > width: Expected a <class 'int'>. Got value: wide"),
+        (
+            {"model__init_args__model__init_args": {"widht": 3}},
+            [],
+            "toy.Net: Option 'widht' is not accepted. Did you mean 'width'?",
+        ),
+        (
+            {"model__init_args__model__init_args": {"width": "wide"}},
+            [],
+            "toy.Net > width: Expected a <class 'int'>. Got value: wide",
+        ),
         ({"data__init_args__batchsize": 3}, [], "Did you mean 'batch_size'"),
         ({}, ["--trainer.max_epoch=3"], "Did you mean 'trainer.max_epochs'"),
         ({}, ["--config", "missing.yaml"], "File does not exist"),
     ],
 )
 def test_a_wrong_configuration_is_one_message_and_code_2(
-    changes: dict[str, Any], overrides: list[str], expected: str, write_config: Write, capsys: pytest.CaptureFixture[str]
+    changes: dict[str, Any],
+    overrides: list[str],
+    expected: str,
+    write_config: Write,
+    capsys: pytest.CaptureFixture[str],
 ):
     assert main(["fit", "--config", write_config(**changes), *overrides]) == 2
     err = capsys.readouterr().err
     assert err.startswith("graphattn: error: configuration: ") and expected in err
     assert "Traceback" not in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_null_that_the_parser_loses_is_explained(write_config: Write, capsys: pytest.CaptureFixture[str]):
+    # jsonargparse hands "None", a string, to an optional argument two classes deep.
+    config = write_config(model__init_args__model={"class_path": "toy.Net", "init_args": {"seed": 1}})
+    assert main(["fit", "--config", config, "--model.model.seed=null"]) == 2
+    assert "write it in a second --config file" in capsys.readouterr().err
 
 
 def test_yaml_cannot_run_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

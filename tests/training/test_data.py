@@ -13,7 +13,10 @@ from graphattn.training import CompleteGraph, GraphDataModule, NodeDataModule
 
 
 def numbered(count: int) -> list[Data]:
-    return [Data(x=torch.tensor([i]), edge_index=torch.zeros(2, 0, dtype=torch.long), y=torch.tensor([i])) for i in range(count)]
+    return [
+        Data(x=torch.tensor([i]), edge_index=torch.zeros(2, 0, dtype=torch.long), y=torch.tensor([i]))
+        for i in range(count)
+    ]
 
 
 @pytest.fixture

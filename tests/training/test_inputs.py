@@ -21,7 +21,9 @@ def graph(nodes: int = 3, **fields: Tensor) -> Data:
 class Recorder(nn.Module):
     """Returns the arguments it was called with."""
 
-    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None, y: str = "unseen", scale: float = 2.0):
+    def forward(
+        self, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None, y: str = "unseen", scale: float = 2.0
+    ):
         return x, edge_index, edge_attr, y, scale
 
 

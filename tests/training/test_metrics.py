@@ -29,7 +29,9 @@ def test_balanced_accuracy_over_the_split_equals_the_function_and_not_the_mean_o
     for score, target in zip(scores, targets, strict=True):
         whole.update(score, target)
         mean.update(score, target)
-    assert whole.compute().item() == pytest.approx(100 * balanced_accuracy(torch.cat(scores), torch.cat(targets)).item())
+    assert whole.compute().item() == pytest.approx(
+        100 * balanced_accuracy(torch.cat(scores), torch.cat(targets)).item()
+    )
     assert mean.compute().item() == pytest.approx(100 * batch_mean_balanced_accuracy(scores, targets).item(), rel=1e-5)
     assert abs(whole.compute() - mean.compute()) > 0.1
 

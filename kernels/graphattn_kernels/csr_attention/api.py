@@ -48,7 +48,7 @@ def csr_attention(
         clamp: Bound on the magnitude of the score, applied last.
         dropout_p: Probability of dropping a weight after the softmax.
         dropout_seed: int64 ``[2]``, needed where ``dropout_p > 0``; the same seed drops the same weights.
-        backend: ``"auto"``, ``"triton"``, ``"gather"`` or ``"reference"``.
+        backend: ``"auto"``, ``"triton"``, ``"numba"``, ``"gather"`` or ``"reference"``.
 
     Returns:
         ``[T, H, D_v]`` in the dtype of ``v`` (a target without edges gets exactly 0), and the log-sum-exp of its
@@ -66,7 +66,7 @@ def csr_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if edge_bias is not None and edge_bias.shape[1] != q.shape[1]:
         edge_bias = edge_bias.expand(-1, q.shape[1])
-    arguments = (*st.flat(structure), q, k, v, edge_bias, edge_gate, scale, clamp, float(dropout_p), dropout_seed)
+    arguments = (q, k, v, edge_bias, edge_gate, scale, clamp, float(dropout_p), dropout_seed)
     name = choose(backend, q.device)
     if name == "triton" and max(q.shape[2], v.shape[2]) > _TRITON_WIDTH:
         if backend != "auto":
@@ -76,8 +76,8 @@ def csr_attention(
             )
         name = "gather"
     if name == "reference":
-        return reference.csr_attention(*arguments)
-    return ops.csr_attention(*arguments, name)
+        return reference.csr_attention(structure, *arguments)
+    return ops.csr_attention(*st.flat(structure), *arguments, name)
 
 
 def _check(
@@ -101,7 +101,8 @@ def _check(
         raise ArgumentError(f"the graph must be on the device of q, {q.device}, got {structure.by_target.index.device}")
     if edge_bias is not None:
         st.check_rows("edge_bias", edge_bias, structure.num_edges, "edge", dim=2)
-        if edge_bias.shape[1] not in (1, q.shape[1]):
+        # Not "in": torch.compile does not find a symbolic size in a tuple (torch 2.13).
+        if edge_bias.shape[1] != q.shape[1] and edge_bias.shape[1] != 1:
             raise ArgumentError(f"edge_bias must be [E, {q.shape[1]}] or [E, 1], got {list(edge_bias.shape)}")
     if edge_gate is not None:
         st.check_rows("edge_gate", edge_gate, structure.num_edges, "edge", dim=3)

@@ -11,6 +11,7 @@ from torch import Tensor
 from graphattn_kernels._library import register
 from graphattn_kernels._segment import accumulate_dtype
 from graphattn_kernels.csr_attention.impl import gather
+from graphattn_kernels.errors import BackendError
 from graphattn_kernels.structure import NUM_ARGS, SCHEMA, unflat
 
 __all__ = ["csr_attention"]
@@ -18,6 +19,7 @@ __all__ = ["csr_attention"]
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? edge_bias, Tensor? edge_gate"
 _OPTIONS = "float scale, float? clamp, float dropout_p, Tensor? dropout_seed"
 _BACKEND = "str backend"
+_SAVED = "Tensor out, Tensor lse, Tensor grad_out, Tensor grad_lse"
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor]:
@@ -40,7 +42,7 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
     needed = ctx.needs_input_grad[NUM_ARGS : NUM_ARGS + 5]
     return (
         *(None,) * NUM_ARGS,
-        *(g if need else None for g, need in zip(grads, needed)),
+        *(g if need else None for g, need in zip(grads, needed, strict=True)),
         *(None,) * 5,
     )
 
@@ -58,6 +60,12 @@ def _implementation(backend: str) -> ModuleType:
         from graphattn_kernels.csr_attention.impl import triton
 
         return triton
+    if backend == "numba":  # on first use, too: importing it takes a second
+        try:
+            from graphattn_kernels.csr_attention.impl import numba
+        except ImportError as error:  # installed, but for another NumPy, say
+            raise BackendError(f"numba cannot be imported ({error}); repair it, or use backend='gather'") from error
+        return numba
     return gather
 
 
@@ -70,10 +78,14 @@ def _backward_implementation(*args: Any) -> tuple[Tensor, ...]:
 
 
 csr_attention = register(
-    f"csr_attention({SCHEMA}, {_INPUTS}, {_OPTIONS}, {_BACKEND}) -> (Tensor, Tensor)", _forward, _fake, _setup, _backward
+    f"csr_attention({SCHEMA}, {_INPUTS}, {_OPTIONS}, {_BACKEND}) -> (Tensor, Tensor)",
+    _forward,
+    _fake,
+    _setup,
+    _backward,
 )
 _csr_attention_backward = register(
-    f"csr_attention_backward({SCHEMA}, {_INPUTS}, {_OPTIONS}, Tensor out, Tensor lse, Tensor grad_out, Tensor grad_lse, {_BACKEND})"
+    f"csr_attention_backward({SCHEMA}, {_INPUTS}, {_OPTIONS}, {_SAVED}, {_BACKEND})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward_implementation,
     _backward_fake,

@@ -1,4 +1,4 @@
-"""Schema, fake and gradient. The gradient is an ``sddmm`` and a transposed ``spmm``, so it can be differentiated again."""
+"""Schema, fake and gradient. The gradient is an ``sddmm`` and a transposed ``spmm``: it can be differentiated again."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from graphattn.training import GraphDataModule
 class Net(nn.Module):
     """A small GCN with dropout. Environment variables make it die, or spoil its output, at one training step."""
 
-    def __init__(self, width: int = 8, out: int = 2, dropout: float = 0.0) -> None:
+    def __init__(self, width: int = 8, out: int = 2, dropout: float = 0.0, seed: int | None = None) -> None:
         super().__init__()
         self.embed = nn.Embedding(3, width)
         self.conv = GCNConv(width, width)

@@ -14,12 +14,9 @@ def sddmm(structure: Structure, a: Tensor, b: Tensor, channels: bool) -> Tensor:
     """See the API."""
     view = structure.by_target
     dtype = _segment.accumulate_dtype(a.dtype)
+    target, source = (_segment.in_callers_order(end, view) for end in (view.owner, view.index))
     out = a.new_empty((view.num_edges, *a.shape[1:]) if channels else (view.num_edges, a.shape[1]))
-    for _, edges, chunk in _segment.chunks(view, a[:1].numel()):
-        product = a.index_select(0, view.owner[edges]).to(dtype) * b.index_select(0, chunk.index)
-        part = (product if channels else product.sum(-1)).to(out.dtype)
-        if chunk.edge_id is None:
-            out[edges] = part
-        else:
-            out.index_copy_(0, chunk.edge_id.long(), part)
+    for edges in _segment.slices(view.num_edges, a[:1].numel(), a.device):
+        product = a.index_select(0, target[edges]).to(dtype).mul_(b.index_select(0, source[edges]))
+        out[edges] = product if channels else product.sum(-1)
     return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from graphattn_kernels import _segment
@@ -17,7 +16,7 @@ def normalize_runs(scores: Tensor, view: View) -> tuple[Tensor, Tensor]:
     # A run that is empty, or all of whose scores are -inf, has the maximum -inf: its weights are 0, not inf - inf.
     safe = top.masked_fill(top == float("-inf"), 0.0)
     weights = (scores - safe.index_select(0, view.owner)).exp_()
-    total = _segment.segment_sum(weights, view.ptr, view.owner)
+    total = _segment.segment_sum(weights, view.ptr)
     weights = weights.div_(total.masked_fill(total == 0, 1.0).index_select(0, view.owner))
     return weights, safe + total.log()
 
@@ -25,9 +24,6 @@ def normalize_runs(scores: Tensor, view: View) -> tuple[Tensor, Tensor]:
 def segment_softmax(view: View, scores: Tensor) -> tuple[Tensor, Tensor]:
     """See the API."""
     dtype = _segment.accumulate_dtype(scores.dtype)
-    sorted_scores = _segment.take(scores, view.edge_id).to(dtype)
-    weights, lse = normalize_runs(sorted_scores, view)
-    weights = weights.to(scores.dtype)
-    if view.edge_id is None:
-        return weights, lse
-    return torch.empty_like(weights).index_copy_(0, view.edge_id.long(), weights), lse
+    everything = slice(0, view.num_edges)
+    weights, lse = normalize_runs(_segment.take(scores, view.edge_id, everything).to(dtype), view)
+    return _segment.in_callers_order(weights.to(scores.dtype), view), lse

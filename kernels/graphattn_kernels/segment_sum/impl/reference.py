@@ -27,7 +27,8 @@ def incidence(view: View) -> Tensor:
 def segment_sum(structure: Structure, rows: Tensor) -> Tensor:
     """Incidence matrix times rows."""
     flat = rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
-    out = incidence(structure.by_target).to(rows.dtype) @ flat
+    with torch.autocast(rows.device.type, enabled=False):  # a matrix product would leave its dtype
+        out = incidence(structure.by_target).to(rows.dtype) @ flat
     return out.reshape(structure.num_targets, *rows.shape[1:])
 
 

@@ -14,9 +14,8 @@ def spmm(view: View, weights: Tensor, values: Tensor) -> Tensor:
     """See the API; ``view`` is sorted by the receiving end."""
     dtype = _segment.accumulate_dtype(values.dtype)
     out = values.new_empty((view.num_owners, *values.shape[1:]))
+    rows = values.to(dtype).contiguous()
     for owners, edges, chunk in _segment.chunks(view, values[:1].numel()):
-        weight = weights[edges] if chunk.edge_id is None else weights.index_select(0, chunk.edge_id)
-        weight = weight.to(dtype) if weight.dim() == 3 else weight.to(dtype).unsqueeze(-1)
-        rows = values.index_select(0, chunk.index) * weight
-        out[owners] = _segment.segment_sum(rows, chunk.ptr, chunk.owner)
+        weight = _segment.take(weights, chunk.edge_id, edges).to(dtype)
+        out[owners] = _segment.weighted_sum(weight, rows, chunk)
     return out

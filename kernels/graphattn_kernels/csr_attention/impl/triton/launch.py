@@ -1,4 +1,4 @@
-"""Tile sizes and launches. No autotuning: a table by head size and dtype, so that the first call is the only slow one."""
+"""Tile sizes and launches. No autotuning: sizes follow from heads and channels, so only the first call is slow."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from graphattn_kernels.structure import Structure, View
 __all__ = ["backward", "forward"]
 
 _TILE = 256  # channels of one program: eight for each lane of its one warp, 16 bytes of a half type
-_L2_BYTES = 32 << 20  # keys and values that stay in the cache together
-_LINE = 128  # bytes of a row that are worth a gather of their own
 _FORWARD_UNROLL, _BACKWARD_UNROLL = 4, 2  # edges of a row in flight
 _MERGE_PROGRAMS = 1024
 _MERGE_PARTS = 16
@@ -35,17 +33,12 @@ class _Tile(NamedTuple):
 
 
 def _tile(q: Tensor, v: Tensor) -> _Tile:
-    heads, width = q.shape[1], triton.next_power_of_2(q.shape[2])
-    v_width = triton.next_power_of_2(v.shape[2])
+    """All heads of a row at once where they fit: measured faster than passes over fewer heads (H200, d = 16 and 64)."""
+    width, v_width = triton.next_power_of_2(q.shape[2]), triton.next_power_of_2(v.shape[2])
     widest = max(width, v_width)
-    group = triton.next_power_of_2(heads)
-    table = v.shape[0] * heads * (q.shape[2] + v.shape[2]) * v.element_size()
-    if table > _L2_BYTES:
-        # Some heads at a time: the live part of keys and values is smaller and hits the cache more often.
-        group = min(group, max(1, _LINE // (widest * v.element_size())))
     tile = _TILE // 2 if v.dtype == torch.float64 else _TILE
-    group = min(group, max(1, tile // widest))
-    return _Tile(group, max(1, tile // (group * widest)), width, v_width)
+    heads = min(triton.next_power_of_2(q.shape[1]), max(1, tile // widest))
+    return _Tile(heads, max(1, tile // (heads * widest)), width, v_width)
 
 
 def _split(x: float) -> tuple[float, float]:
@@ -186,25 +179,24 @@ def backward(
     with _guard(q):
         call = _Call(q, k, v, edge_bias, edge_gate, scale, clamp, dropout_p, dropout_seed)
         grad_out, grad_lse = grad_out.contiguous(), grad_lse.contiguous()
-        grad_q, grad_k, grad_v, grad_bias, grad_gate = (
-            None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-            for x in (q, k, v, edge_bias, edge_gate)
-        )
+        grad_q, grad_k, grad_v = _dense_like(q), _dense_like(k), _dense_like(v)
+        grad_bias = None if edge_bias is None else _dense_like(edge_bias)
+        grad_gate = None if edge_gate is None else _dense_like(edge_gate)
         stats = lse.new_empty((*lse.shape, 2))
 
         view = structure.by_target
         schedule = schedule_of(view)
         part_q = call.parts(schedule, heads, width)
-        arrays = (out, lse, grad_out, grad_lse, stats, grad_q, grad_bias, grad_gate)
-        call.run(row_kernel, view, schedule, arrays, (part_q,), _BACKWARD_UNROLL)
+        row_arrays = (out, lse, grad_out, grad_lse, stats, grad_q, grad_bias, grad_gate)
+        call.run(row_kernel, view, schedule, row_arrays, (part_q,), _BACKWARD_UNROLL)
         _sum_hubs(call, schedule, (grad_q, part_q))
 
         view = structure.by_source
         schedule = schedule_of(view)
         part_k = call.parts(schedule, heads, width)
         part_v = call.parts(schedule, heads, v_width)
-        arrays = (grad_out, stats, grad_k, grad_v)
-        call.run(column_kernel, view, schedule, arrays, (part_k, part_v), _BACKWARD_UNROLL)
+        column_arrays = (grad_out, stats, grad_k, grad_v)
+        call.run(column_kernel, view, schedule, column_arrays, (part_k, part_v), _BACKWARD_UNROLL)
         _sum_hubs(call, schedule, (grad_k, part_k), (grad_v, part_v))
     absent = q.new_empty(0)
     return (
@@ -213,7 +205,11 @@ def backward(
         grad_v,
         absent if grad_bias is None else grad_bias,
         absent if grad_gate is None else grad_gate,
-    )  # type: ignore[return-value]
+    )
+
+
+def _dense_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _sum_hubs(

@@ -6,6 +6,9 @@ last axis first, then from the first on, so U (the third) stays in each thread's
 threads are those over D.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+# Arguments of kernels have no Python types; shapes stand in the docstrings.
+
 from __future__ import annotations
 
 import triton

@@ -24,7 +24,7 @@ class Hubs(NamedTuple):
     """``[hubs]``: the row of each hub."""
     part_ptr: Tensor
     """``[hubs + 1]``: hub j is cut into the parts ``part_ptr[j]:part_ptr[j + 1]``."""
-    count: Tensor
+    num_hubs: Tensor
     """``[]``: how many entries are hubs."""
 
 
@@ -95,6 +95,31 @@ def make_schedule(ptr: Tensor, num_edges: int, chunk: int) -> Schedule:
     )
 
 
+class _Entry:
+    """A schedule, and whether it has hubs at all: known as soon as the device has counted them."""
+
+    def __init__(self, schedule: Schedule, chunk: int) -> None:
+        self.schedule = schedule
+        self.chunk = chunk
+        self.count: Tensor | None = None
+        self.counted: torch.cuda.Event | None = None
+        if schedule.hubs is not None:
+            self.count = schedule.hubs.num_hubs.to("cpu", non_blocking=True)
+            if schedule.row.is_cuda:
+                self.counted = torch.cuda.Event()
+                self.counted.record()
+
+    def latest(self) -> Schedule:
+        """Without room for hubs once it is known, without waiting, that there are none; results do not differ."""
+        if self.count is not None and (self.counted is None or self.counted.query()):
+            if int(self.count) == 0:
+                plan = self.schedule
+                row, begin, end = (x[plan.num_parts :] for x in (plan.row, plan.begin, plan.end))
+                self.schedule = Schedule(row, begin, end, 0, None)
+            self.count = None
+        return self.schedule
+
+
 # One schedule for each pointer array that is alive. A Structure is immutable, so identity is enough.
 _schedules: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -102,11 +127,11 @@ _schedules: WeakIdKeyDictionary = WeakIdKeyDictionary()
 def schedule_of(view: View) -> Schedule:
     """The schedule of a view, made once."""
     chunk = chunk_size(view.num_edges)
-    found = _schedules.get(view.ptr)
-    if found is not None and found[0] == chunk:
-        return found[1]
-    schedule = make_schedule(view.ptr, view.num_edges, chunk)
-    # Memory that a CUDA graph captures belongs to the graph: nobody else may use it.
-    if not (view.ptr.is_cuda and torch.cuda.is_current_stream_capturing()):
-        _schedules[view.ptr] = chunk, schedule
-    return schedule
+    capturing = view.ptr.is_cuda and torch.cuda.is_current_stream_capturing()
+    entry = _schedules.get(view.ptr)
+    if entry is None or entry.chunk != chunk:
+        schedule = make_schedule(view.ptr, view.num_edges, chunk)
+        if capturing:  # its memory belongs to the CUDA graph, so nobody else may use it
+            return schedule
+        entry = _schedules[view.ptr] = _Entry(schedule, chunk)
+    return entry.schedule if capturing else entry.latest()

@@ -1,0 +1,51 @@
+"""Random input for graph models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from graphattn.graph import TokenGraph
+from graphattn.testing import random_graph
+
+PE, WL = 3, 7
+
+
+def make_inputs(model: nn.Module, graph: TokenGraph, seed: int = 0) -> dict[str, Any]:
+    """What the model's ``forward`` asks for, by name, for the nodes and edges of a graph."""
+    random = torch.Generator().manual_seed(seed)
+
+    def rows(encoder: nn.Module | None, count: int) -> torch.Tensor | None:
+        if encoder is None:
+            return None
+        if encoder.linear is not None:
+            return torch.randn(count, encoder.linear.in_features, generator=random).to(encoder.linear.weight.dtype)
+        ids = [torch.randint(table.num_embeddings, (count,), generator=random) for table in encoder.tables]
+        return ids[0] if len(ids) == 1 else torch.stack(ids, 1)
+
+    nodes = graph.num_tokens
+    edges = None if model.constant_edges else rows(model.embed_edge, graph.num_edges)
+    pe, wl = model.embed_pe, model.embed_wl
+    return {
+        "x": rows(model.embed, nodes),
+        "edge_index": graph.edge_index,
+        "edge_attr": edges,
+        "pe": None if pe is None else torch.randn(nodes, pe.in_features, generator=random),
+        "wl": None if wl is None else torch.randint(wl.num_embeddings, (nodes,), generator=random),
+        "batch": graph.target_batch,
+        "num_graphs": graph.num_members,
+    }
+
+
+@pytest.fixture
+def inputs() -> Callable[..., dict[str, Any]]:
+    """``inputs(model, graph=a ragged batch, seed=0)``."""
+
+    def make(model: nn.Module, graph: TokenGraph | None = None, seed: int = 0) -> dict[str, Any]:
+        return make_inputs(model, random_graph(1, "batch") if graph is None else graph, seed)
+
+    return make
