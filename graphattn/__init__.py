@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from graphattn.attention import draw_seed as draw_seed
     from graphattn.attention import edge_weights as edge_weights
     from graphattn.attention import merge as merge
+    from graphattn.explanation import explain as explain
     from graphattn.graph import TokenGraph as TokenGraph
     from graphattn.graph import patterns as patterns
     from graphattn.listing import list_backends as list_backends
@@ -31,6 +32,7 @@ _HOME = {
     "draw_seed": "graphattn.attention",
     "edge_weights": "graphattn.attention",
     "merge": "graphattn.attention",
+    "explain": "graphattn.explanation",
     "TokenGraph": "graphattn.graph",
     "patterns": "graphattn.graph",
     "list_backends": "graphattn.listing",
@@ -47,6 +49,7 @@ __all__ = [
     "create_model",
     "draw_seed",
     "edge_weights",
+    "explain",
     "list_backends",
     "list_datasets",
     "list_mechanisms",

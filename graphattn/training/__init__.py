@@ -17,6 +17,7 @@ _HOME = {
     "AtomicCheckpointIO": "checkpoint",
     "CompleteGraph": "transforms",
     "EpochSeed": "callbacks",
+    "FeatureDropout": "transforms",
     "GraphClassification": "tasks",
     "GraphDataModule": "data",
     "GraphRegression": "tasks",

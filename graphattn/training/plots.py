@@ -32,19 +32,16 @@ def plot_curves(rows: Sequence[dict[str, float]], path: str | Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    names = [name for name in dict.fromkeys(key.partition("/")[2] for row in rows for key in row) if name in _LABELS]
-    names.sort(key=lambda name: name != "loss")
-    if not names:
+    panels = {name: curves for name in _LABELS if (curves := _curves(rows, name))}
+    if not panels:
         return
-    figure = Figure(figsize=(5.2 * len(names), 3.8), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
     FigureCanvasAgg(figure)  # no pyplot: no global state, no display
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for stage, label in (("train", "training"), ("val", "validation")):
-            points = [(row["epoch"] + 1, row.get(f"{stage}/{name}", math.nan)) for row in rows]
-            points = [(epoch, value) for epoch, value in points if math.isfinite(value)]
-            if points:
-                mark = "o" if len(points) == 1 else ""
-                axes.plot(*zip(*points, strict=True), marker=mark, label=label)
+    places = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (name, curves) in zip(places, panels.items(), strict=True):
+        for label, points in curves.items():
+            mark = "o" if len(points) == 1 else ""
+            axes.plot(*zip(*points, strict=True), marker=mark, label=label)
         axes.set_xlabel("epoch")
         axes.set_ylabel(_LABELS[name])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -53,3 +50,14 @@ def plot_curves(rows: Sequence[dict[str, float]], path: str | Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
+
+
+def _curves(rows: Sequence[dict[str, float]], name: str) -> dict[str, list[tuple[float, float]]]:
+    """The finite points (epoch, value) of one quantity, by stage; stages without any are left out."""
+    found = {}
+    for stage, label in (("train", "training"), ("val", "validation")):
+        points = [(row["epoch"] + 1, row.get(f"{stage}/{name}", math.nan)) for row in rows]
+        points = [(epoch, value) for epoch, value in points if math.isfinite(value)]
+        if points:
+            found[label] = points
+    return found

@@ -1,12 +1,15 @@
-"""Transforms that experiments need and that are not encodings."""
+"""Transforms that training needs and that are not encodings."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
-__all__ = ["CompleteGraph"]
+from graphattn.errors import ArgumentError
+
+__all__ = ["CompleteGraph", "FeatureDropout"]
 
 
 class CompleteGraph(BaseTransform):
@@ -24,4 +27,25 @@ class CompleteGraph(BaseTransform):
         if data.edge_attr is not None:
             shape = (data.edge_index.shape[1], *data.edge_attr.shape[1:])
             data.edge_attr = data.edge_attr.new_zeros(shape)
+        return data
+
+
+class FeatureDropout(BaseTransform):
+    """Dropout on the input features ``x``, which must be floating: for ``train_transform``, on bags of words say.
+
+    Args:
+        p: Share of entries set to 0; the others are scaled by ``1 / (1 - p)``.
+
+    Raises:
+        ArgumentError: If ``p`` is not in [0, 1).
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        if not 0 <= p < 1:
+            raise ArgumentError(f"p must lie in [0, 1), got {p}")
+        self.p = p
+
+    def forward(self, data: Data) -> Data:
+        """The data with new zeros in ``x``."""
+        data.x = F.dropout(data.x, self.p)
         return data

@@ -1,4 +1,4 @@
-"""Gather equals the reference in float64, in value and in every gradient, on every kind of graph."""
+"""Backends equal the reference in float64, in value and in every gradient, on every kind of graph."""
 
 from __future__ import annotations
 
@@ -73,8 +73,9 @@ _OPTIONS = {
 }
 
 
+@pytest.mark.parametrize("backend", ["gather", "numba"])
 @pytest.mark.parametrize("option", _OPTIONS)
-def test_csr_attention(structure: Structure, draw: Draw, option: str) -> None:
+def test_csr_attention(structure: Structure, draw: Draw, option: str, backend: str, chunked: bool) -> None:
     for graph in (structure, structure.T):
         targets, sources, edges = graph.num_targets, graph.num_sources, graph.num_edges
         assert_backends_equal(
@@ -86,11 +87,13 @@ def test_csr_attention(structure: Structure, draw: Draw, option: str) -> None:
             draw(sources, HEADS, D_V),
             draw(edges, HEADS) if "bias" in option else None,
             draw(edges, HEADS, D) if "gate" in option else None,
+            backend=backend,
         )
 
 
+@pytest.mark.parametrize("backend", ["gather", "numba"])
 @pytest.mark.parametrize(("heads", "d", "d_v"), [(1, 1, 1), (5, 3, 7), (2, 33, 1)])
-def test_csr_attention_at_odd_sizes(draw: Draw, heads: int, d: int, d_v: int) -> None:
+def test_csr_attention_at_odd_sizes(draw: Draw, heads: int, d: int, d_v: int, backend: str) -> None:
     structure = random_graph(8, "hub", bipartite=True).structure
     targets, sources, edges = structure.num_targets, structure.num_sources, structure.num_edges
     assert_backends_equal(
@@ -99,6 +102,7 @@ def test_csr_attention_at_odd_sizes(draw: Draw, heads: int, d: int, d_v: int) ->
         draw(sources, heads, d),
         draw(sources, heads, d_v),
         draw(edges, 1),  # one bias for all heads
+        backend=backend,
     )
 
 
@@ -118,9 +122,10 @@ def test_rows_whose_scores_are_all_minus_infinity(draw: Draw) -> None:
     def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, backend: str) -> tuple[Tensor, Tensor]:
         return csr_attention(structure, q, k, v, edge_bias=bias, backend=backend)
 
-    assert_backends_equal(run, q, k, v, bias)
+    for backend in ("gather", "numba"):
+        assert_backends_equal(run, q, k, v, bias, backend=backend)
     assert_backends_equal(lambda s, backend: segment_softmax(structure, s, backend=backend), bias)
-    for backend in ("reference", "gather"):
+    for backend in ("reference", "gather", "numba"):
         out, lse = run(q, k, v, bias, backend)
         assert (out[[1, 4]] == 0).all() and (lse[[1, 4]] == float("-inf")).all()
         assert out.isfinite().all() and lse[[0, 2, 3]].isfinite().all()

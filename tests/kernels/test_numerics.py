@@ -15,6 +15,7 @@ from graphattn_kernels import Structure, csr_attention, sddmm, segment_softmax, 
 
 Draw = Callable[..., Tensor]
 HEADS, D, D_V = 2, 3, 4
+FUSED = pytest.mark.parametrize("backend", ["gather", "numba"])
 KINDS = pytest.mark.parametrize("kind", ["hub", "empty_rows", "duplicates", "no_edges"])
 
 
@@ -25,17 +26,20 @@ def attention_inputs(structure: Structure, draw: Draw) -> list[Tensor]:
     return [draw(*shape) for shape in shapes]
 
 
-def attention(structure: Structure, *inputs: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+def attention(
+    structure: Structure, *inputs: Tensor, backend: str = "gather", **options: object
+) -> tuple[Tensor, Tensor]:
     q, k, v, bias, gate = inputs
-    return csr_attention(structure, q, k, v, edge_bias=bias, edge_gate=gate, backend="gather", **options)
+    return csr_attention(structure, q, k, v, edge_bias=bias, edge_gate=gate, backend=backend, **options)
 
 
 # --- derivatives ----------------------------------------------------------------------------------------------
 
 
+@FUSED
 @KINDS
 @pytest.mark.parametrize("clamp", [None, 0.7], ids=["free", "clamped"])
-def test_gradcheck_of_attention(kind: str, clamp: float | None, draw: Draw) -> None:
+def test_gradcheck_of_attention(kind: str, clamp: float | None, backend: str, draw: Draw) -> None:
     structure = random_graph(4, kind, bipartite=True).structure
     inputs = attention_inputs(structure, draw)
     if clamp is not None:
@@ -49,7 +53,7 @@ def test_gradcheck_of_attention(kind: str, clamp: float | None, draw: Draw) -> N
         x.requires_grad_()
 
     def run(*inputs: Tensor) -> tuple[Tensor, Tensor]:
-        out, lse = attention(structure, *inputs, clamp=clamp)
+        out, lse = attention(structure, *inputs, clamp=clamp, backend=backend)
         return out, lse.masked_fill(lse == float("-inf"), 0.0)  # numerical differences of infinities are NaN
 
     assert gradcheck(run, inputs, fast_mode=True)
@@ -82,7 +86,8 @@ def test_second_derivatives_of_the_sparse_operations(kind: str, draw: Draw) -> N
         assert gradgradcheck(function, inputs, fast_mode=True), name
 
 
-def test_attention_refuses_second_derivatives_and_the_reference_has_them(draw: Draw) -> None:
+@FUSED
+def test_attention_refuses_second_derivatives_and_the_reference_has_them(backend: str, draw: Draw) -> None:
     structure = random_graph(4, "empty_rows").structure
     q, k, v = (x.requires_grad_() for x in attention_inputs(structure, draw)[:3])
 
@@ -91,16 +96,19 @@ def test_attention_refuses_second_derivatives_and_the_reference_has_them(draw: D
         return torch.autograd.grad(out.square().sum(), q, create_graph=True)[0]
 
     with pytest.raises(RuntimeError, match="second derivatives use backend='reference'"):
-        first_derivative("gather").sum().backward()
+        first_derivative(backend).sum().backward()
     assert gradgradcheck(lambda *x: csr_attention(structure, *x, backend="reference")[0], (q, k, v), fast_mode=True)
 
 
 # --- precision ------------------------------------------------------------------------------------------------
 
 
+@FUSED
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("clamp", [None, 1.0], ids=["free", "clamped"])
-def test_attention_is_as_precise_as_plain_code(dtype: torch.dtype, clamp: float | None, draw: Draw) -> None:
+def test_attention_is_as_precise_as_plain_code(
+    dtype: torch.dtype, clamp: float | None, backend: str, draw: Draw
+) -> None:
     """Output and gradients, each against float64 on the same (rounded) inputs."""
     target, source = (torch.rand(200, 200, generator=torch.Generator().manual_seed(0)) < 0.2).nonzero(as_tuple=True)
     graph = TokenGraph.from_edge_index(torch.stack([source, target]), 200)
@@ -116,7 +124,7 @@ def test_attention_is_as_precise_as_plain_code(dtype: torch.dtype, clamp: float 
     def eager(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, gate: Tensor) -> Tensor:
         return eager_attention(graph, q, k, v, edge_bias=bias, edge_gate=gate, clamp=clamp)
 
-    actual = run(lambda *x: attention(graph.structure, *x, clamp=clamp)[0], dtype)
+    actual = run(lambda *x: attention(graph.structure, *x, clamp=clamp, backend=backend)[0], dtype)
     plain, exact = run(eager, dtype), run(eager, torch.float64)
     if clamp is not None and dtype != torch.float32:
         # Rounding moves scores across the clamp, where the gradient jumps: compare the values only.
@@ -125,23 +133,27 @@ def test_attention_is_as_precise_as_plain_code(dtype: torch.dtype, clamp: float 
         assert_within_budget(a, p, e, what=name)
 
 
+@pytest.mark.parametrize("backend", ["reference", "gather"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_types_are_summed_in_float32(dtype: torch.dtype) -> None:
-    """4096 halves of ones: a running sum in bfloat16 would stop at 256."""
+def test_half_types_are_summed_in_float32(dtype: torch.dtype, backend: str) -> None:
+    """4096 ones: a running sum in bfloat16 would stop at 256, one in float16 at 2048."""
     n = 4096
     edges = torch.stack([torch.arange(n), torch.zeros(n, dtype=torch.int64)])
     structure = TokenGraph.from_edge_index(edges, num_targets=1, num_sources=n).structure
     ones = torch.ones(n, 1, 1, dtype=dtype)
-    assert segment_sum(structure, ones).item() == n
-    assert spmm(structure, ones[..., 0], ones).item() == n
-    assert spread(structure.T, ones).sum() == n
-    weights, lse = segment_softmax(structure, torch.zeros(n, 1, dtype=dtype))
+    assert segment_sum(structure, ones, backend=backend).item() == n
+    assert spmm(structure, ones[..., 0], ones, backend=backend).item() == n
+    assert spread(structure.T, ones, backend=backend).sum() == n
+    weights, lse = segment_softmax(structure, torch.zeros(n, 1, dtype=dtype), backend=backend)
     assert weights.unique().item() == 1 / n
     assert lse.dtype == torch.float32 and lse.item() == pytest.approx(8.317766, abs=1e-5)
-    out, lse = csr_attention(structure, ones[:1], ones, ones)
+    out, lse = csr_attention(structure, ones[:1], ones, ones, backend=backend)
     assert out.dtype == dtype and out.item() == 1
     assert lse.dtype == torch.float32
-    assert sddmm(structure, ones[:1], ones).dtype == dtype
+    # 1 + 2^-12 disappears in either type, the sum of 4096 such products does not.
+    a = torch.full((1, 1, n), 2.0**-6, dtype=dtype)
+    product = sddmm(structure, a, a.expand(n, 1, n), backend=backend)
+    assert product.dtype == dtype and (product == 1).all()
 
 
 @pytest.mark.parametrize("backend", ["reference", "gather"])
@@ -172,9 +184,10 @@ def strided(x: Tensor) -> Tensor:
     return wide[..., ::2].permute(dims)
 
 
-@pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
-def test_strides_do_not_matter(chunked: bool, draw: Draw, request: pytest.FixtureRequest) -> None:
-    if chunked:
+@pytest.mark.parametrize("how", ["gather", "gather-chunked", "numba"])
+def test_strides_do_not_matter(how: str, draw: Draw, request: pytest.FixtureRequest) -> None:
+    backend = how.partition("-")[0]
+    if how == "gather-chunked":
         request.getfixturevalue("small_chunks")
     structure = random_graph(6, "hub", bipartite=True).structure
     inputs = attention_inputs(structure, draw)
@@ -189,7 +202,7 @@ def test_strides_do_not_matter(chunked: bool, draw: Draw, request: pytest.Fixtur
         channels = spmm(structure, gate, k)
         total = segment_sum(structure, gate)
         spread_out = spread(structure.T, v)
-        out, lse = attention(structure, q, k, v, bias, gate)
+        out, lse = attention(structure, q, k, v, bias, gate, backend=backend)
         results = [sampled, weights, row_lse, mixed, channels, total, spread_out, out, lse]
         slopes = [layout(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)) for y in results]
         return [y.detach() for y in results] + list(torch.autograd.grad(results, leaves, slopes))
@@ -198,11 +211,12 @@ def test_strides_do_not_matter(chunked: bool, draw: Draw, request: pytest.Fixtur
         torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
 
 
+@FUSED
 @pytest.mark.usefixtures("nan_filled_allocations")
-def test_no_memory_is_read_before_it_is_written(structure: Structure, draw: Draw) -> None:
+def test_no_memory_is_read_before_it_is_written(structure: Structure, backend: str, draw: Draw) -> None:
     leaves = [x.requires_grad_() for x in attention_inputs(structure, draw)]
     q, k, v, bias, gate = leaves
-    out, lse = attention(structure, *leaves, dropout_p=0.2, dropout_seed=torch.tensor([1, 2]))
+    out, lse = attention(structure, *leaves, dropout_p=0.2, dropout_seed=torch.tensor([1, 2]), backend=backend)
     weights, _ = segment_softmax(structure, sddmm(structure, q, k) + bias)
     mixed = spmm(structure, weights, v) + segment_sum(structure, weights).unsqueeze(-1)
     back = spread(structure.T, spmm(structure.T, gate, q))
@@ -215,30 +229,32 @@ def test_no_memory_is_read_before_it_is_written(structure: Structure, draw: Draw
 # --- bits -----------------------------------------------------------------------------------------------------
 
 
-def everything(structure: Structure, inputs: list[Tensor]) -> list[Tensor]:
+def everything(structure: Structure, inputs: list[Tensor], backend: str = "gather") -> list[Tensor]:
     leaves = [x.clone().requires_grad_() for x in inputs]
-    out, lse = attention(structure, *leaves)
+    out, lse = attention(structure, *leaves, backend=backend)
     return [out.detach(), lse.detach(), *torch.autograd.grad((out, lse), leaves, (out.detach(), torch.ones_like(lse)))]
 
 
+@FUSED
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_same_input_gives_the_same_bits(dtype: torch.dtype, draw: Draw) -> None:
+def test_the_same_input_gives_the_same_bits(dtype: torch.dtype, backend: str, draw: Draw) -> None:
     structure = random_graph(2, "hub").structure
     inputs = [x.to(dtype) for x in attention_inputs(structure, draw)]
-    first = everything(structure, inputs)
+    first = everything(structure, inputs, backend)
     for _ in range(3):
-        assert all(torch.equal(a, b) for a, b in zip(first, everything(structure, inputs), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(first, everything(structure, inputs, backend), strict=True))
 
 
+@FUSED
 @pytest.mark.parametrize("kind", ["hub", "dense", "empty_rows"])
-def test_the_order_of_the_edges_does_not_change_a_bit(kind: str, draw: Draw) -> None:
+def test_the_order_of_the_edges_does_not_change_a_bit(kind: str, backend: str, draw: Draw) -> None:
     graph = random_graph(2, kind)
     inputs = [x.float() for x in attention_inputs(graph.structure, draw)]
-    first = everything(graph.structure, inputs)
+    first = everything(graph.structure, inputs, backend)
     order = torch.randperm(graph.num_edges, generator=torch.Generator().manual_seed(1))
     moved = TokenGraph.from_edge_index(graph.edge_index[:, order], graph.num_tokens).structure
     q, k, v, bias, gate = inputs
-    second = everything(moved, [q, k, v, bias[order], gate[order]])
+    second = everything(moved, [q, k, v, bias[order], gate[order]], backend)
     for name, a, b in zip(("out", "lse", "q", "k", "v", "bias", "gate"), first, second, strict=True):
         assert torch.equal(a[order] if name in ("bias", "gate") else a, b), name
 
@@ -251,9 +267,32 @@ def test_chunks_do_not_change_a_bit(draw: Draw, monkeypatch: pytest.MonkeyPatch)
     assert all(torch.equal(a, b) for a, b in zip(whole, everything(structure, inputs), strict=True))
 
 
-def test_int64_indices() -> None:
+@FUSED
+def test_int64_indices(backend: str, draw: Draw) -> None:
     """Graphs beyond 2^31 edges carry int64 arrays; the operations must not care."""
-    graph = random_graph(2, "hub")
-    wide = Structure(*(type(v)(*(None if x is None else x.long() for x in v)) for v in graph.structure))
-    x = torch.randn(graph.num_tokens, HEADS, D)
-    torch.testing.assert_close(csr_attention(wide, x, x, x), csr_attention(graph.structure, x, x, x))
+    narrow = random_graph(2, "hub").structure
+    wide = Structure(*(type(v)(*(None if x is None else x.long() for x in v)) for v in narrow))
+    inputs = attention_inputs(narrow, draw)
+    for a, b in zip(everything(narrow, inputs, backend), everything(wide, inputs, backend), strict=True):
+        assert torch.equal(a, b)
+    q, k, v, bias, _ = inputs
+    assert torch.equal(sddmm(narrow, q, k), sddmm(wide, q, k))
+    assert torch.equal(spmm(narrow, bias, v), spmm(wide, bias, v))
+    assert torch.equal(segment_softmax(narrow, bias)[0], segment_softmax(wide, bias)[0])
+
+
+@FUSED
+def test_threads_do_not_change_a_bit(backend: str, draw: Draw) -> None:
+    """On a graph large enough to be shared among threads."""
+    random = torch.Generator().manual_seed(0)
+    structure = TokenGraph.from_edge_index(torch.randint(400, (2, 40_000), generator=random), 400).structure
+    inputs = [draw(400, 4, 8, dtype=torch.float32) for _ in range(3)]
+    inputs += [draw(40_000, 4, dtype=torch.float32), draw(40_000, 4, 8, dtype=torch.float32)]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(everything(structure, inputs, backend))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -19,6 +19,7 @@ from graphattn_kernels import csr_attention, sddmm, segment_softmax, segment_sum
 
 STRUCTURE = TokenGraph.from_edge_index(torch.tensor([[2, 0, 1, 0], [0, 0, 2, 2]]), 3).structure
 BACKENDS = pytest.mark.parametrize("backend", ["reference", "gather"])
+ATTENTION_BACKENDS = pytest.mark.parametrize("backend", ["reference", "gather", "numba"])
 
 
 def column(*values: float) -> Tensor:
@@ -81,14 +82,14 @@ def test_segment_softmax(backend: str) -> None:
 Q, K, V = tokens(log(2), 5, log(3)), tokens(0, 1, 2), tokens(4, 8, 20)
 
 
-@BACKENDS
+@ATTENTION_BACKENDS
 def test_csr_attention(backend: str) -> None:
     out, lse = csr_attention(STRUCTURE, Q, K, V, scale=1.0, backend=backend)
     equal(out, [16.8, 0, 7])
     equal(lse, [log(5), -inf, log(4)])
 
 
-@BACKENDS
+@ATTENTION_BACKENDS
 def test_csr_attention_scales_by_the_root_of_the_channels(backend: str) -> None:
     # Four equal channels add to four times the product, halved: twice the scores.
     q, k = Q.expand(-1, -1, 4), K.expand(-1, -1, 4)
@@ -97,7 +98,7 @@ def test_csr_attention_scales_by_the_root_of_the_channels(backend: str) -> None:
     equal(lse, [log(17), -inf, log(10)])
 
 
-@BACKENDS
+@ATTENTION_BACKENDS
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -116,7 +117,7 @@ def test_csr_attention_options(backend: str, options: dict, expected: list[float
     equal(csr_attention(STRUCTURE, Q, K, V, scale=1.0, backend=backend, **options)[0], expected)
 
 
-@BACKENDS
+@ATTENTION_BACKENDS
 def test_csr_attention_gradient(backend: str) -> None:
     q, k, v, bias = (x.clone().requires_grad_() for x in (Q, K, V, column(0, 0, 0, 0)))
     out, _ = csr_attention(STRUCTURE, q, k, v, edge_bias=bias, scale=1.0, backend=backend)
@@ -129,7 +130,7 @@ def test_csr_attention_gradient(backend: str) -> None:
     equal(k.grad, [slope[1] * log(2) + slope[3] * log(3), slope[2] * log(3), slope[0] * log(2)])
 
 
-@BACKENDS
+@ATTENTION_BACKENDS
 def test_csr_attention_gradient_through_the_lse(backend: str) -> None:
     bias = column(0, 0, 0, 0).requires_grad_()
     _, lse = csr_attention(STRUCTURE, Q, K, V, edge_bias=bias, scale=1.0, backend=backend)
@@ -137,7 +138,7 @@ def test_csr_attention_gradient_through_the_lse(backend: str) -> None:
     equal(bias.grad, [0.8, 0.2, 0.75, 0.25])  # the slope of a log-sum-exp is the weight
 
 
-@BACKENDS
+@ATTENTION_BACKENDS
 def test_clamp_stops_the_gradient_outside(backend: str) -> None:
     bias = column(0, 0, 0, 0).requires_grad_()
     out, _ = csr_attention(STRUCTURE, Q, K, V, edge_bias=bias, scale=1.0, clamp=1.0, backend=backend)

@@ -115,3 +115,11 @@ def test_trainer_options_that_contradict_each_other(write_config: Write, capsys:
     config = write_config()
     assert main(["fit", "--config", config, "--trainer.val_check_interval=-0.5"]) == 2
     assert "graphattn: error:" in capsys.readouterr().err
+
+
+def test_a_missing_package_names_the_extra(
+    write_config: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    assert main(["fit", "--config", write_config()]) == 2
+    assert 'pip install "graphattn[train]"' in capsys.readouterr().err

@@ -9,7 +9,7 @@ from torch_geometric.data import Data
 
 import graphattn_datasets
 from graphattn.errors import ArgumentError, ConfigError
-from graphattn.training import CompleteGraph, GraphDataModule, NodeDataModule
+from graphattn.training import CompleteGraph, FeatureDropout, GraphDataModule, NodeDataModule
 
 
 def numbered(count: int) -> list[Data]:
@@ -126,3 +126,12 @@ def test_complete_graph_has_all_pairs_and_no_loops():
     assert full.edge_attr.shape == (12,) and full.edge_attr.sum() == 0 and full.edge_attr.dtype == torch.long
     assert full.pe is data.pe
     assert data.num_edges == 1  # the graph that was given is left as it was
+
+
+def test_feature_dropout_scales_what_stays_and_leaves_the_original():
+    data = Data(x=torch.ones(100, 10))
+    dropped = FeatureDropout(0.75)(data).x
+    assert set(dropped.unique().tolist()) == {0.0, 4.0} and 0.15 < (dropped > 0).float().mean() < 0.35
+    assert (data.x == 1).all()
+    with pytest.raises(ArgumentError, match=r"p must lie in \[0, 1\), got 1"):
+        FeatureDropout(1)

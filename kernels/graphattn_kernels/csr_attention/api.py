@@ -12,7 +12,7 @@ from graphattn_kernels.csr_attention.impl import reference
 from graphattn_kernels.errors import ArgumentError, ArgumentTypeError, BackendError
 from graphattn_kernels.structure import Structure
 
-__all__ = ["csr_attention"]
+__all__ = ["csr_attention", "select"]
 
 _TRITON_WIDTH = 256  # a row of one head stays in the registers of one warp
 
@@ -67,17 +67,28 @@ def csr_attention(
     if edge_bias is not None and edge_bias.shape[1] != q.shape[1]:
         edge_bias = edge_bias.expand(-1, q.shape[1])
     arguments = (q, k, v, edge_bias, edge_gate, scale, clamp, float(dropout_p), dropout_seed)
+    name = select(backend, q, v)
+    if name == "reference":
+        return reference.csr_attention(structure, *arguments)
+    return ops.csr_attention(*st.flat(structure), *arguments, name)
+
+
+def select(backend: str, q: Tensor, v: Tensor) -> str:
+    """The backend that :func:`csr_attention` takes for these tensors.
+
+    Raises:
+        ArgumentError: If there is no backend of this name.
+        BackendError: If a backend that was named cannot run here; the text says why.
+    """
     name = choose(backend, q.device)
-    if name == "triton" and max(q.shape[2], v.shape[2]) > _TRITON_WIDTH:
+    if name == "triton" and max(q.shape[-1], v.shape[-1]) > _TRITON_WIDTH:
         if backend != "auto":
             raise BackendError(
                 f"backend 'triton' takes at most {_TRITON_WIDTH} channels a head, got q {list(q.shape)} and "
                 f"v {list(v.shape)}; use 'gather' or 'auto'"
             )
         name = "gather"
-    if name == "reference":
-        return reference.csr_attention(structure, *arguments)
-    return ops.csr_attention(*st.flat(structure), *arguments, name)
+    return name
 
 
 def _check(

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from graphattn_kernels._segment import accumulate_dtype
 from graphattn_kernels.structure import Structure, View
 
 __all__ = ["incidence", "owner_of_edge", "segment_sum", "spread"]
@@ -26,10 +27,10 @@ def incidence(view: View) -> Tensor:
 
 def segment_sum(structure: Structure, rows: Tensor) -> Tensor:
     """Incidence matrix times rows."""
-    flat = rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
+    flat = rows.reshape(rows.shape[0], math.prod(rows.shape[1:])).to(accumulate_dtype(rows.dtype))
     with torch.autocast(rows.device.type, enabled=False):  # a matrix product would leave its dtype
-        out = incidence(structure.by_target).to(rows.dtype) @ flat
-    return out.reshape(structure.num_targets, *rows.shape[1:])
+        out = incidence(structure.by_target).to(flat.dtype) @ flat
+    return out.reshape(structure.num_targets, *rows.shape[1:]).to(rows.dtype)
 
 
 def spread(structure: Structure, rows: Tensor) -> Tensor:

@@ -70,9 +70,7 @@ def _share(function: Callable[[int, int], None], cuts: list[int], threads: int) 
 # --- rows -----------------------------------------------------------------------------------------------------
 
 
-def _run(
-    kernel: Any, view: View, width: int, inputs: tuple[Any, ...], results: tuple[Array, ...]
-) -> _Parts | None:
+def _run(kernel: Any, view: View, width: int, inputs: tuple[Any, ...], results: tuple[Array, ...]) -> _Parts | None:
     """Fill ``results``, one row for each owner, save those of hubs: their parts are returned."""
     ptr, index = view.ptr.numpy(), view.index.numpy()
     edge_id = np.empty(0, index.dtype) if view.edge_id is None else view.edge_id.numpy()
