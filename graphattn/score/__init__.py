@@ -2,5 +2,6 @@
 
 from graphattn.score.base import SCORES, Score, resolve_score
 from graphattn.score.dot import DotScore
+from graphattn.score.gatv2 import GATv2Score
 
-__all__ = ["SCORES", "DotScore", "Score", "resolve_score"]
+__all__ = ["SCORES", "DotScore", "GATv2Score", "Score", "resolve_score"]
