@@ -150,7 +150,7 @@ def test_half_types_are_summed_in_float32(dtype: torch.dtype, backend: str) -> N
     out, lse = csr_attention(structure, ones[:1], ones, ones, backend=backend)
     assert out.dtype == dtype and out.item() == 1
     assert lse.dtype == torch.float32
-    # 1 + 2^-12 disappears in either type, the sum of 4096 such products does not.
+    # 4096 products of 2^-12: a running sum in either type would stop short of 1.
     a = torch.full((1, 1, n), 2.0**-6, dtype=dtype)
     product = sddmm(structure, a, a.expand(n, 1, n), backend=backend)
     assert product.dtype == dtype and (product == 1).all()
