@@ -186,9 +186,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     data_root = os.environ.get("GRAPHATTN_DATA")
     result = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    result.add_argument(
-        "--wheels", nargs="+", default=[], metavar="NAME", help="more wheels: name, name==version"
-    )
+    result.add_argument("--wheels", nargs="+", default=[], metavar="NAME", help="more wheels: name, name==version")
     result.add_argument("--no-defaults", action="store_true", help=f"leave out {', '.join(DEFAULT_WHEELS)}")
     result.add_argument("--data", nargs="+", default=[], metavar="FOLDER", help="folders of the data root")
     result.add_argument(

@@ -111,19 +111,21 @@ def random_graph(
     if kind not in GRAPH_KINDS:
         raise ArgumentError(f"kind must be one of {GRAPH_KINDS}, got {kind!r}")
     random = torch.Generator().manual_seed(seed)
+    target_ptr: Tensor | None = None
+    source_ptr: Tensor | None = None
     if kind == "batch":
         target_sizes = [5, 1, 4, 3]
         source_sizes = [size + 2 * bipartite for size in target_sizes]
         blocks = [torch.rand(t, s, generator=random) < 0.5 for t, s in zip(target_sizes, source_sizes, strict=True)]
         blocks[2].zero_()
         mask = torch.block_diag(*(block.float() for block in blocks)) > 0
-        pointers = [torch.tensor([0, *sizes]).cumsum(0).to(device) for sizes in (target_sizes, source_sizes)]
-        members = {"target_ptr": pointers[0], "source_ptr": pointers[1]}
+        target_ptr, source_ptr = (
+            torch.tensor([0, *sizes]).cumsum(0).to(device) for sizes in (target_sizes, source_sizes)
+        )
     else:
         targets = 1 if kind == "one_token" else int(torch.randint(6, 11, (), generator=random))
         density = {"dense": 0.9, "no_edges": 0.0, "one_token": 1.0}.get(kind, 0.3)
         mask = torch.rand(targets, targets + 3 * bipartite, generator=random) < density
-        members = {}
     if kind == "hub":
         mask[2, :], mask[:, 1] = True, True
     if kind == "empty_rows":
@@ -140,7 +142,8 @@ def random_graph(
         torch.stack([source[order], target[order]]).to(device),
         num_targets=mask.shape[0],
         num_sources=mask.shape[1],
-        **members,
+        target_ptr=target_ptr,
+        source_ptr=source_ptr,
     )
 
 
@@ -250,9 +253,7 @@ def assert_backends_equal(
     results = [_value_and_gradients(function, inputs, held, name) for name in (backend, "reference")]
     for kind, got, expected in zip(("output", "gradient of input"), *results, strict=True):
         for n, (g, e) in enumerate(zip(got, expected, strict=True)):
-            torch.testing.assert_close(
-                g, e, rtol=tolerance, atol=tolerance, msg=lambda text, at=(kind, n): f"{at[0]} {at[1]}: {text}"
-            )
+            _close(g, e, f"{kind} {n}", tolerance)
 
 
 def _value_and_gradients(
@@ -289,25 +290,21 @@ def check_score(score: Score, *, heads: int = 2, channels: int = 4, edge_channel
     for seed, kind in enumerate(GRAPH_KINDS):
         graph = random_graph(seed, kind, bipartite=bool(seed % 2))
         q, k, v, edge = _tokens(graph, heads, channels, edge_channels, seed)
-        assert_backends_equal(
-            lambda q, k, v, edge, backend, graph=graph: attend(
-                graph, q, k, v, score=score, edge_gate=edge, backend=backend
-            ),
-            q,
-            k,
-            v,
-            edge,
-            parameters=score.parameters(),
-            tolerance=1e-10,
-        )
-        out = attend(graph, q, k, v, score=score, edge_gate=edge)
-        assert bool((out[graph.in_degree == 0] == 0).all()), f"{kind}: a target without an edge must get 0"
+
+        def run(
+            q: Tensor, k: Tensor, v: Tensor, edge: Tensor | None, *, backend: str, graph: TokenGraph = graph
+        ) -> Any:
+            return attend(graph, q, k, v, score=score, edge_gate=edge, backend=backend)
+
+        assert_backends_equal(run, q, k, v, edge, parameters=score.parameters(), tolerance=1e-10)
+        out: Any = attend(graph, q, k, v, score=score, edge_gate=edge)
+        assert not out[graph.in_degree == 0].any(), f"{kind}: a target without an edge must get 0"
         order = torch.randperm(graph.num_edges)
         moved = TokenGraph.from_edge_index(
             graph.edge_index[:, order], num_targets=graph.num_targets, num_sources=graph.num_sources
         )
-        again = attend(moved, q, k, v, score=score, edge_gate=None if edge is None else edge[order])
-        torch.testing.assert_close(again, out, rtol=1e-10, atol=1e-10, msg=lambda text: f"edge order: {text}")
+        again: Any = attend(moved, q, k, v, score=score, edge_gate=None if edge is None else edge[order])
+        _close(again, out, f"{kind}: edge order", 1e-10)
 
 
 def check_mechanism(mechanism: str | nn.Module, *, width: int = 8, heads: int = 2) -> None:
@@ -366,5 +363,5 @@ def _bounds(graph: TokenGraph) -> tuple[list[int], list[int]]:
     return ptr[:-1], ptr[1:]
 
 
-def _close(actual: Tensor, expected: Tensor, what: str) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9, msg=lambda text: f"{what}: {text}")
+def _close(actual: Tensor, expected: Tensor, what: str, tolerance: float = 1e-9) -> None:
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance, msg=lambda text: f"{what}: {text}")

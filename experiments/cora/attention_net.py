@@ -10,8 +10,8 @@ from graphattn.conv import GraphTransformerConv
 
 
 class AttentionNet(nn.Module):
-    """The shape and the dropouts of GAT (Velickovic et al., "Graph Attention Networks", 2018, section 3.3) with the graph
-    transformer's attention in place of GAT's.
+    """The shape and the dropouts of GAT (Velickovic et al., "Graph Attention Networks", 2018, section 3.3) with the
+    graph transformer's attention in place of GAT's.
 
     Args:
         in_channels: Node features.

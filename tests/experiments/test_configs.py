@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from graphattn.training import run
-from graphattn.training.main import TrainingCLI
+from graphattn.training.lightning_cli import TrainingCLI
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 CONFIGS = sorted(EXPERIMENTS.glob("*/*.yaml"))

@@ -22,7 +22,9 @@ from graphattn_kernels.structure import Structure, View
 
 __all__ = ["backward", "forward"]
 
-_LONGEST = 8192  # edges: longer rows (hubs) are cut, so that one row does not keep all threads but one waiting
+# Edges. Longer rows (hubs) are cut, always at the same places: one row does not keep all threads but one waiting, and
+# a sum of sums rounds less than one long sum.
+_LONGEST = 1024
 _SERIAL = 1 << 19  # edges times channels below which waking a thread costs more than it gives
 _PIECES = 8  # for each thread: whoever is done first takes the next
 
@@ -232,8 +234,8 @@ def backward(
     hubs = _run(kernels.row_pass, structure.by_target, inputs.width, arguments, (grad_q,))
     if hubs is not None:
         hubs.add((grad_q,))
-    arguments = inputs.q, inputs.gate, inputs.scale, slopes, weight, slope
-    hubs = _run(kernels.column_pass, structure.by_source, inputs.width, arguments, (grad_k, grad_v))
+    given = inputs.q, inputs.gate, inputs.scale, slopes, weight, slope
+    hubs = _run(kernels.column_pass, structure.by_source, inputs.width, given, (grad_k, grad_v))
     if hubs is not None:
         hubs.add((grad_k, grad_v))
 
