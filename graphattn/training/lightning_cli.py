@@ -96,23 +96,34 @@ class TrainingCLI(LightningCLI):
         options = RunOptions(**config.run.as_dict())
         files = [Path(file.relative) for file in (config.config or []) if file is not None]
         options.name = options.name or (files[0].stem if files else "run")
-        if config.ckpt_path == "auto":
-            options.if_exists = "resume"
         if self.command == "fit":
-            if options.if_exists == "resume" and config.ckpt_path is None:
-                config.ckpt_path = "auto"
-            first = rank_zero_only.rank == 0 and not config.trainer.fast_dev_run
-            resuming = config.ckpt_path is not None or not first
-            # A config file from a run folder resumes that folder, wherever it was moved to.
-            home = config_folder(files) if config.ckpt_path in ("last", "best", "auto") else None
-            self.folder = home or choose_folder(options, config.seed_everything, resuming=resuming)
-            if first and resuming:
-                self._check_resumption(config)
-            self.checkpoint = None if config.trainer.fast_dev_run else find_checkpoint(self.folder, config.ckpt_path)
+            self._plan_fit(options, files)
         else:
-            self.folder = config_folder(files) or choose_folder(options, config.seed_everything, resuming=True)
+            self.folder = config_folder(files) or options.planned(config.seed_everything)
             self.checkpoint = find_checkpoint(self.folder, config.ckpt_path or "best")
         config.run.name = options.name  # the file's own name says nothing once it is copied to the run folder
+
+    def _plan_fit(self, options: RunOptions, files: list[Path]) -> None:
+        config = self.config
+        if options.if_exists == "resume" and config.ckpt_path is None:
+            config.ckpt_path = "auto"
+        if config.ckpt_path in ("last", "best", "auto"):
+            # A config file from a run folder resumes that folder, wherever it was moved to.
+            self.folder = config_folder(files) or options.planned(config.seed_everything)
+        elif rank_zero_only.rank != 0 or config.trainer.fast_dev_run:  # another process has chosen; nothing is written
+            self.folder = options.planned(config.seed_everything)
+        else:  # from nothing, or from a file of whatever origin: a new run
+            self.folder = choose_folder(options, config.seed_everything)
+        if config.trainer.fast_dev_run:
+            self.checkpoint = None
+            return
+        if config.ckpt_path in ("last", "best", "auto"):
+            self._check_resumption(config)
+        self.checkpoint = find_checkpoint(self.folder, config.ckpt_path)
+
+    @rank_zero_only
+    def _note(self, text: str) -> None:
+        print(f"note: {text}", flush=True)
 
     def _check_resumption(self, config: Any) -> None:
         differing = changed_keys(self.folder, self.config_dict())
@@ -126,7 +137,7 @@ class TrainingCLI(LightningCLI):
                 )
             raise FinishedRun(results)
         if differing:
-            print(f"note: resuming {self.folder} with changes in {', '.join(differing)}", flush=True)
+            self._note(f"resuming {self.folder} with changes in {', '.join(differing)}")
 
     def config_dict(self) -> dict[str, Any]:
         """The resolved configuration as plain values."""

@@ -32,25 +32,28 @@ class RunOptions:
     if_exists: Literal["error", "resume", "version"] = "error"
     folder: str | None = None
 
+    def planned(self, seed: int) -> Path:
+        """The folder by the rule, whether or not something is there."""
+        return Path(self.folder) if self.folder else Path(self.root) / str(self.name) / f"seed_{seed}"
 
-def choose_folder(options: RunOptions, seed: int, *, resuming: bool = False) -> Path:
-    """The folder that a fit writes to.
+
+def choose_folder(options: RunOptions, seed: int) -> Path:
+    """The folder that a new run writes to.
 
     Args:
         options: Name and root, and what to do with what is there.
         seed: The run's seed.
-        resuming: A checkpoint was asked for by ``ckpt_path``, so the folder may hold a run.
 
     Returns:
         The folder; it need not exist.
 
     Raises:
-        ConfigError: If it holds a run and ``if_exists`` is ``"error"``.
+        ConfigError: If it holds a run and ``if_exists`` is not ``"version"``.
     """
-    folder = Path(options.folder) if options.folder else Path(options.root) / str(options.name) / f"seed_{seed}"
-    if resuming or options.if_exists == "resume" or not has_run(folder):
+    folder = options.planned(seed)
+    if not has_run(folder):
         return folder
-    if options.if_exists == "error":
+    if options.if_exists != "version":
         state = "a finished run" if (folder / "results.json").exists() else "an unfinished run"
         raise ConfigError(
             f"{folder} holds {state}. Choose: --run.if_exists=resume goes on with it (or prints its results), "

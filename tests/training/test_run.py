@@ -93,6 +93,8 @@ def test_a_second_run_never_loses_the_first(write_config: Write, capsys: pytest.
     assert (FOLDER / "checkpoints" / "last.ckpt").stat().st_mtime_ns == stamp
     with pytest.raises(ConfigError, match=r"finished run of another configuration; differing: .*width"):
         run("fit", ["--config", config, "--run.if_exists=resume", "--model.model.width=4"])
+    with pytest.raises(ConfigError, match="a finished run"):  # a checkpoint of another place starts a new run
+        run("fit", ["--config", config, "--ckpt_path", "runs/toy/seed_3_v2/checkpoints/last.ckpt"])
     other = run("fit", ["--config", config, "--seed_everything=4"])
     assert isinstance(other, Results) and other.folder == "runs/toy/seed_4"
     assert not same(weights(Path("runs/toy/seed_4")), first)
