@@ -8,12 +8,13 @@ from typing import Any, TypeAlias
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
-from torch_geometric.data import Data
+from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.loader import DataLoader as GraphLoader
 from torch_geometric.transforms import BaseTransform, Compose
 
-from graphattn.errors import ArgumentError, ConfigError
+from graphattn.errors import ArgumentError, ConfigError, DataError
 
 __all__ = ["GraphDataModule", "NodeDataModule"]
 
@@ -101,6 +102,7 @@ class GraphDataModule(LightningDataModule):
                         f"GraphDataModule needs the splits train, val and test; {self.name!r} has no {split}. "
                         "For one graph with masks use graphattn.training.NodeDataModule"
                     )
+                _check_finite(f"{self.name} {split}", getattr(self.splits, split))
 
     def train_dataloader(self) -> GraphLoader:
         """Shuffled batches, in an order that seed and epoch alone decide."""
@@ -196,6 +198,7 @@ class NodeDataModule(LightningDataModule):
                     f"NodeDataModule needs one graph with {key}; {self.name!r} has none. "
                     "For splits of whole graphs use graphattn.training.GraphDataModule"
                 )
+        _check_finite(self.name, [data])
         self.data = data
 
     def train_dataloader(self) -> DataLoader:
@@ -226,3 +229,18 @@ def _load(name: str, root: str | None, transform: Any, pre_transform: Any, optio
 
 def _run_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def _check_finite(what: str, graphs: Any) -> None:
+    """One pass over the features, so that a bad file is named before a loss turns into NaN."""
+    stored = [graphs._data] if isinstance(graphs, InMemoryDataset) else graphs
+    for number, data in enumerate(stored):
+        for field in ("x", "edge_attr", "pe"):
+            value = getattr(data, field, None)
+            if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+                row = int(value.isfinite().flatten(1).all(1).logical_not().nonzero()[0])
+                where = f"graph {number}, row {row}" if len(stored) > 1 else f"row {row}"
+                raise DataError(
+                    f"data set {what}: {field} must be finite, got NaN or infinity first in {where} of "
+                    f"{list(value.shape)}; mend the file, or fill the gaps in a transform"
+                )

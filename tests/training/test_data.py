@@ -8,7 +8,7 @@ import torch
 from torch_geometric.data import Data
 
 import graphattn_datasets
-from graphattn.errors import ArgumentError, ConfigError
+from graphattn.errors import ArgumentError, ConfigError, DataError
 from graphattn.training import CompleteGraph, FeatureDropout, GraphDataModule, NodeDataModule
 
 
@@ -101,6 +101,21 @@ def test_wrong_kind_of_data_names_the_right_module(fake: Any):
         NodeDataModule("numbers").setup()
     with pytest.raises(ArgumentError, match="batch_size must be at least 1, got 0"):
         GraphDataModule("numbers", batch_size=0)
+
+
+@pytest.mark.parametrize(("field", "bad"), [("x", float("nan")), ("pe", float("inf"))])
+def test_features_that_are_not_finite_are_named(fake: Any, field: str, bad: float):
+    graph = Data(x=torch.zeros(3, 2), pe=torch.zeros(3, 1), edge_index=torch.zeros(2, 0, dtype=torch.long))
+    broken = graph.clone()
+    broken[field][1, 0] = bad
+    fake.found = SimpleNamespace(train=[graph, broken], val=[graph], test=[graph])
+    with pytest.raises(DataError, match=f"numbers train: {field} must be finite.*graph 1, row 1"):
+        GraphDataModule("numbers").setup()
+    for key in ("train_mask", "val_mask", "test_mask"):
+        broken[key] = torch.ones(3, dtype=torch.bool)
+    fake.found = [broken]
+    with pytest.raises(DataError, match=f"numbers: {field} must be finite.*row 1"):
+        NodeDataModule("numbers").setup()
 
 
 def test_unknown_data_set_option_is_one_clear_error():

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -101,12 +101,15 @@ def test_a_second_run_never_loses_the_first(write_config: Write, capsys: pytest.
 
 
 @pytest.fixture
-def die(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], None]:
+def die(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, str], None]]:
     def at(step: int, how: str) -> None:
         monkeypatch.setenv("TOY_DIE_AT", str(step))
         monkeypatch.setenv("TOY_SIGNAL", how)
 
-    return at
+    # A shell's background job starts with SIGINT ignored, and Python then leaves it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield at
+    signal.signal(signal.SIGINT, before)
 
 
 def test_killed_and_resumed_equals_uninterrupted(write_config: Write):
