@@ -26,7 +26,7 @@ help:  ## list the targets
 
 train: $(BIN)/python  ## install, then train the main model with progress; table and picture under runs/
 	@$(INSTALL) train
-	$(BIN)/graphattn fit --config $(CONFIG)
+	$(BIN)/graphattn fit --config $(CONFIG) --run.if_exists=resume
 
 test: $(BIN)/python  ## install everything, then run the tests
 	@$(INSTALL) all,dgl
