@@ -95,6 +95,16 @@ class Fold:
         x = x.expand(-1, self._repeat, self.local_heads, *x.shape[3:])
         return x.reshape(num_edges, self._repeat * self.local_heads, *x.shape[3:])
 
+    def bias(
+        self, bias: Tensor | Callable[[Tensor, Tensor, Tensor], Tensor] | None, like: Tensor, num_edges: int
+    ) -> Tensor | None:
+        """A bias, given as rows or as a rule, as :meth:`edges` gives it."""
+        return self.edges("edge_bias", self.evaluate(bias, like) if callable(bias) else bias, num_edges)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """Parameters of each head, ``[H, ...]`` to ``[repeats * H, ...]``; not for a graph for each head."""
+        return x if self._repeat == 1 else x.repeat(self._repeat, *(1 for _ in x.shape[1:]))
+
     def edge_heads(self, x: Tensor) -> Tensor:
         """``[E, repeats * heads, ...]`` to ``[E, repeats, heads, ...]``, for scores with a parameter for each head.
 
@@ -134,8 +144,8 @@ class Fold:
             ) from None
 
     def unedges(self, x: Tensor) -> Tensor:
-        """``[E, repeats * heads]`` to ``[*shared, E, heads]``."""
+        """``[E, repeats * heads, ...]`` to ``[*shared, E, heads, ...]``."""
         if not self._shared:
             return x
-        x = x.reshape(x.shape[0], self._repeat, self.local_heads).movedim(1, 0)
+        x = x.reshape(x.shape[0], self._repeat, self.local_heads, *x.shape[2:]).movedim(1, 0)
         return x.reshape(*self._shared, *x.shape[1:])

@@ -93,7 +93,7 @@ def check_inputs(
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under autocast, everything in the autocast dtype (a matrix product upstream may have made only some so)."""
     device = next((x.device.type for x in tensors if x is not None), "cpu")
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if device not in ("cpu", "cuda", "mps", "xpu") or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from graphattn._fold import Fold
 from graphattn._inputs import autocast, check_clamp, check_edge_tensor, check_graph, check_inputs, check_rows
+from graphattn.backends import Call, Result, choose, choose_steps, named
+from graphattn.backends.base import EdgeBias
+from graphattn.backends.steps import drop, edge_scores, why_unfused
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
 from graphattn.normalize import Normalizer, Softmax, resolve_normalizer
-from graphattn.propagate import EdgeOperator, OneHop, Propagator, resolve_propagator
+from graphattn.propagate import EdgeOperator, Propagator, resolve_propagator
 from graphattn.score import Score, resolve_score
-from graphattn_kernels import csr_attention, sddmm, segment_softmax, spread
-from graphattn_kernels._random import check_dropout, dropout_scale
-from graphattn_kernels._segment import accumulate_dtype
+from graphattn_kernels import segment_softmax
+from graphattn_kernels._random import check_dropout
 
 __all__ = ["AttentionOutput", "attend", "draw_seed", "edge_weights", "merge", "propagate"]
-
-EdgeBias = Tensor | Callable[[Tensor, Tensor, Tensor], Tensor] | None
 
 
 class AttentionOutput(NamedTuple):
@@ -33,6 +33,9 @@ class AttentionOutput(NamedTuple):
     """``[..., E, H]`` before dropout, in the caller's edge order, if ``need_weights``."""
     lse: Tensor | None = None
     """``[..., T, H]`` log-sum-exp of the scores, -inf for a target without edges, if ``need_lse``."""
+    product: Tensor | None = None
+    """``[..., E, H, D]``: scale * q * k * edge_gate of each edge, before bias and clamp, in the caller's edge order, if
+    ``need_product``."""
 
 
 def attend(
@@ -52,6 +55,7 @@ def attend(
     dropout_seed: Tensor | None = None,
     need_weights: bool = False,
     need_lse: bool = False,
+    need_product: bool = False,
     backend: str = "auto",
 ) -> Tensor | AttentionOutput:
     """Attention of every target over the sources that the graph lets it read.
@@ -63,7 +67,9 @@ def attend(
         y_{th} = \\sum_{e \\to t} \\operatorname{softmax}_{e \\to t}(a_{eh})\\, v_{sh}
 
     A target without an in-edge gets exactly 0 and finite gradients; duplicate edges count twice. Half types are
-    accumulated in float32. Every call is deterministic.
+    accumulated in float32. The same input gives the same bits, but for gradients of the backends that are not ours
+    (``"sdpa"``, ``"flex"``, ``"flash"``) on CUDA, which PyTorch makes deterministic on request
+    (``torch.use_deterministic_algorithms``).
 
     Args:
         graph: Who may read whom.
@@ -77,7 +83,7 @@ def attend(
         edge_bias: ``[E]``, ``[E, H]`` or ``[..., E, H]``, added to the score; or a function of integer tensors
             ``(target [E, 1], source [E, 1], head [H])`` that returns what broadcasts to ``[E, H]`` (ALiBi, say).
         edge_gate: ``[E, H, D]`` or ``[..., E, H, D]``, handed to the score: the dot score multiplies it with q * k in
-            each channel.
+            each channel, additive scores add it to q + k.
         scale: Factor on the score before bias and clamp; default ``D ** -0.5`` for the dot score, else 1.
         clamp: Bound on the magnitude of the score, applied last.
         dropout_p: Probability of dropping a weight, after the normaliser.
@@ -85,7 +91,10 @@ def attend(
             same seed drops the same weights.
         need_weights: Return the weights, too.
         need_lse: Return the log-sum-exp, too (softmax only).
-        backend: ``"auto"`` or the name of a backend (:func:`graphattn.list_backends`).
+        need_product: Return the product of each edge, too, whose sum over channels is the score (dot score only): the
+            edge output of the graph transformer.
+        backend: ``"auto"`` or the name of a backend (:func:`graphattn.list_backends`); :func:`graphattn.explain` says
+            which one ``"auto"`` takes, and why not the others.
 
     Edge tensors are in the caller's edge order for explicit graphs, target-major with ascending sources for patterns.
     Where the graph has leading dimensions of its own, its edges are flat over its copies
@@ -97,6 +106,7 @@ def attend(
     Raises:
         ArgumentError: If shapes or values do not fit.
         ArgumentTypeError: If types, dtypes or devices do not fit.
+        BackendError: If a backend that was named cannot run this; the text says why.
     """
     rule = resolve_normalizer(normalizer)
     mover = resolve_propagator(propagator)
@@ -107,42 +117,47 @@ def attend(
     if values is None:
         raise ArgumentTypeError("v must be a floating tensor, got None")
     check_dropout(dropout_p, dropout_seed, values.device)
+    if need_product and (isinstance(score, Tensor) or score.fused != "dot"):
+        got = "a ready edge tensor" if isinstance(score, Tensor) else type(score).__name__
+        raise ArgumentError(f"need_product needs the dot score, got {got}")
     fold = Fold(graph, tuple(values.shape[:-3]), values.shape[-2])
-    values = fold.tokens(values)
 
-    weights = lse = None
-    if why_unfused(score, rule, mover, need_weights) is None:
-        assert q is not None and k is not None
-        out, lse = csr_attention(
-            graph.structure,
-            fold.tokens(q),
-            fold.tokens(k),
-            values,
-            edge_bias=_bias(fold, edge_bias, q, graph.num_edges),
-            edge_gate=fold.edges("edge_gate", edge_gate, graph.num_edges, channels=True),
+    weights = None
+    if why_unfused(graph, score, rule, mover, need_weights) is None:
+        assert q is not None and k is not None and not isinstance(score, Tensor)
+        call = Call(
+            *(graph, fold, q, k, values, score, edge_bias, edge_gate, scale, clamp),
+            *(dropout_p, dropout_seed, need_lse, need_product),
+        )
+        result = (choose(call)[0] if backend == "auto" else named(backend, call)).run(call)
+    else:
+        choose_steps(backend, values.device)  # says so where a backend was named that has none
+        scores, product = edge_scores(
+            *(graph, fold, q, k, score),
+            edge_bias=edge_bias,
+            edge_gate=edge_gate,
             scale=scale,
             clamp=clamp,
-            dropout_p=dropout_p,
-            dropout_seed=dropout_seed,
             backend=backend,
+            need_product=need_product,
         )
-    else:
-        scores = _scores(graph, fold, q, k, score, edge_bias, edge_gate, scale, clamp, backend)
+        lse = None
         if is_softmax:
             weights, lse = segment_softmax(graph.structure, scores, backend=backend)
         else:
             weights = rule(graph, scores, backend)
-        kept = _drop(weights, dropout_p, dropout_seed)
-        out = mover(EdgeOperator(graph, kept.to(values.dtype), backend), values)
+        kept = drop(weights, dropout_p, dropout_seed)
+        out = mover(EdgeOperator(graph, kept.to(values.dtype), backend), fold.tokens(values))
+        result = Result(
+            fold.untokens(out, graph.num_targets),
+            fold.untokens(lse.unsqueeze(-1), graph.num_targets).squeeze(-1) if need_lse and lse is not None else None,
+            None if product is None else fold.unedges(product),
+        )
 
-    out = fold.untokens(out, graph.num_targets)
-    if not (need_weights or need_lse):
-        return out
-    return AttentionOutput(
-        out,
-        fold.unedges(weights.to(v.dtype)) if need_weights and weights is not None else None,
-        fold.untokens(lse.unsqueeze(-1), graph.num_targets).squeeze(-1) if need_lse and lse is not None else None,
-    )
+    if not (need_weights or need_lse or need_product):
+        return result.out
+    weights = fold.unedges(weights.to(v.dtype)) if need_weights and weights is not None else None
+    return AttentionOutput(result.out, weights, result.lse, result.product)
 
 
 def edge_weights(
@@ -182,7 +197,14 @@ def edge_weights(
     like = score if isinstance(score, Tensor) else q
     assert like is not None
     fold = Fold(graph, *(_score_leading(graph, like) if like is score else (tuple(like.shape[:-3]), like.shape[-2])))
-    scores = _scores(graph, fold, q, k, score, edge_bias, edge_gate, scale, clamp, backend)
+    scores = edge_scores(
+        *(graph, fold, q, k, score),
+        edge_bias=edge_bias,
+        edge_gate=edge_gate,
+        scale=scale,
+        clamp=clamp,
+        backend=backend,
+    ).scores
     return fold.unedges(resolve_normalizer(normalizer)(graph, scores, backend).to(like.dtype))
 
 
@@ -267,21 +289,6 @@ def draw_seed(generator: torch.Generator | None = None, device: torch.device | s
     return seed if device is None else seed.to(device)
 
 
-def why_unfused(
-    score: Score | Tensor, normalizer: Normalizer, propagator: Propagator, need_weights: bool
-) -> str | None:
-    """Why :func:`attend` takes the sparse operations one after another; ``None``: one fused operation does it all."""
-    if isinstance(score, Tensor):
-        return "the score is a ready edge tensor"
-    if score.fused != "dot":
-        return f"no kernel knows the score {type(score).__name__}"
-    if not isinstance(normalizer, Softmax):
-        return f"no kernel knows the normaliser {type(normalizer).__name__}"
-    if not isinstance(propagator, OneHop):
-        return f"no kernel knows the propagator {type(propagator).__name__}"
-    return "need_weights asks for the weights, which the fused operation never stores" if need_weights else None
-
-
 def _prepare(
     graph: TokenGraph,
     q: Tensor | None,
@@ -302,75 +309,9 @@ def _prepare(
     return q, k, v, chosen, edge_bias if callable(edge_bias) else rows, edge_gate
 
 
-def _bias(fold: Fold, bias: EdgeBias, like: Tensor, num_edges: int) -> Tensor | None:
-    rows = fold.evaluate(bias, like) if callable(bias) else bias
-    return fold.edges("edge_bias", rows, num_edges)
-
-
-def _scores(
-    graph: TokenGraph,
-    fold: Fold,
-    q: Tensor | None,
-    k: Tensor | None,
-    score: Score | Tensor,
-    edge_bias: EdgeBias,
-    edge_gate: Tensor | None,
-    scale: float | None,
-    clamp: float | None,
-    backend: str,
-) -> Tensor:
-    """Scores after scale, bias and clamp, ``[E, repeats * heads]``, in the dtype of accumulation."""
-    if isinstance(score, Tensor):
-        ready = fold.edges("score", score, graph.num_edges)
-        assert ready is not None
-        like, scores, factor = score, ready, 1.0
-    else:
-        assert q is not None and k is not None
-        gate = fold.edges("edge_gate", edge_gate, graph.num_edges, channels=True)
-        scores = _edge_scores(graph, fold, score, fold.tokens(q), fold.tokens(k), gate, backend)
-        like, factor = q, score.default_scale(q.shape[-1])
-    scores = scores.to(accumulate_dtype(like.dtype))
-    factor = factor if scale is None else scale
-    if factor != 1.0:
-        scores = scores * factor
-    bias = _bias(fold, edge_bias, like, graph.num_edges)
-    if bias is not None:
-        scores = scores + bias
-    return scores if clamp is None else scores.clamp(-clamp, clamp)
-
-
-def _edge_scores(
-    graph: TokenGraph, fold: Fold, score: Score, q: Tensor, k: Tensor, gate: Tensor | None, backend: str
-) -> Tensor:
-    structure = graph.structure
-    if score.fused == "dot":
-        # In the dtype of accumulation, as the fused kernels do: a half would overflow before it is scaled.
-        q, k = q.to(accumulate_dtype(q.dtype)), k.to(accumulate_dtype(k.dtype))
-        if gate is None:
-            return sddmm(structure, q, k, backend=backend)
-        return (sddmm(structure, q, k, channels=True, backend=backend) * gate).sum(-1)
-    at_target = fold.edge_heads(spread(structure, q, backend=backend))
-    at_source = fold.edge_heads(spread(structure.T, k, backend=backend))
-    scores = score.edge(at_target, at_source, None if gate is None else fold.edge_heads(gate))
-    if scores.shape != at_target.shape[:-1]:
-        raise ArgumentError(
-            f"score {type(score).__name__} must return one number for each edge and head, "
-            f"{list(at_target.shape[:-1])}, got {list(scores.shape)}"
-        )
-    return fold.own_head(scores).flatten(1)
-
-
 def _score_leading(graph: TokenGraph, score: Tensor) -> tuple[tuple[int, ...], int]:
     """Leading dimensions and heads that belong to a ready score ``[..., E, H]``."""
     own = graph.leading
     batch = own[:1] if graph.leading_axes.startswith("b") else ()
     heads = own[-1] if graph.leading_axes.endswith("h") else (score.shape[-1] if score.dim() > 1 else 1)
     return (*score.shape[:-2], *batch), heads
-
-
-def _drop(weights: Tensor, p: float, seed: Tensor | None) -> Tensor:
-    if p == 0.0:
-        return weights
-    assert seed is not None
-    edges = torch.arange(weights.shape[0], device=weights.device)
-    return weights * dropout_scale(seed, edges, weights.shape[1], p, weights.dtype)

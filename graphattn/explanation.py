@@ -6,15 +6,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from graphattn._fold import Fold
 from graphattn._inputs import check_inputs
-from graphattn.attention import why_unfused
+from graphattn.backends import BACKENDS, Call, choose, choose_steps, named
+from graphattn.backends.base import EdgeBias
+from graphattn.backends.steps import why_unfused
 from graphattn.errors import BackendError
 from graphattn.graph import TokenGraph
 from graphattn.normalize import Normalizer, Softmax, resolve_normalizer
 from graphattn.propagate import OneHop, Propagator, resolve_propagator
 from graphattn.score import Score, resolve_score
-from graphattn_kernels.backends import BACKENDS, choose
-from graphattn_kernels.csr_attention.api import select
 
 __all__ = ["Explanation", "explain"]
 
@@ -25,14 +26,17 @@ class Explanation(NamedTuple):
     operations: tuple[str, ...]
     """What runs, in turn: one fused operation, or score, normaliser and propagator one after another."""
     why: str
-    """Why these operations."""
+    """Why these operations, and this backend."""
     backend: str
     """Who runs them."""
     others: dict[str, str]
     """Each other backend, with the reason why it cannot run these operations here, or why it was not taken."""
 
     def __str__(self) -> str:
-        lines = [f"{' -> '.join(self.operations)} by {self.backend!r} ({BACKENDS[self.backend]})", f"  {self.why}"]
+        lines = [
+            f"{' -> '.join(self.operations)} by {self.backend!r} ({BACKENDS[self.backend].about})",
+            f"  {self.why}",
+        ]
         return "\n".join([*lines, *(f"  not {name!r}: {reason}" for name, reason in self.others.items())])
 
 
@@ -45,20 +49,38 @@ def explain(
     score: str | Score | Tensor = "dot",
     normalizer: str | Normalizer = "softmax",
     propagator: str | Propagator = "one_hop",
+    edge_bias: EdgeBias = None,
+    edge_gate: Tensor | None = None,
+    scale: float | None = None,
+    clamp: float | None = None,
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
     need_weights: bool = False,
+    need_lse: bool = False,
+    need_product: bool = False,
     backend: str = "auto",
 ) -> Explanation:
     """Say how :func:`~graphattn.attend` would compute this, without computing it.
 
+    Tiles of the graph are built if that is what it takes to know; they are there for the call then.
+
     Args:
-        graph: See :func:`~graphattn.attend`, as for the others; options that are not here change nothing.
+        graph: See :func:`~graphattn.attend`, as for the others.
         q: ``[..., T, H, D]``.
         k: ``[..., S, H, D]``.
         v: ``[..., S, H, D_v]``.
         score: A name, a score or a ready edge tensor.
         normalizer: A name or a normaliser.
         propagator: A name or a propagator.
+        edge_bias: Rows or a rule.
+        edge_gate: Rows.
+        scale: Changes nothing here.
+        clamp: Bound on the score.
+        dropout_p: Probability of dropping a weight.
+        dropout_seed: Changes nothing here.
         need_weights: Whether the weights are asked for.
+        need_lse: Whether the log-sum-exp is.
+        need_product: Whether the products of the edges are.
         backend: ``"auto"`` or a name.
 
     Raises:
@@ -68,10 +90,21 @@ def explain(
     rule, mover = resolve_normalizer(normalizer), resolve_propagator(propagator)
     chosen = score if isinstance(score, Tensor) else resolve_score(score)
     check_inputs(graph, q, k, v, chosen)
-    unfused = why_unfused(chosen, rule, mover, need_weights)
+    unfused = why_unfused(graph, chosen, rule, mover, need_weights)
+    call = None
+    if unfused is None and q is not None and k is not None and isinstance(chosen, Score):
+        call = Call(
+            *(graph, Fold(graph, tuple(v.shape[:-3]), v.shape[-2]), q, k, v, chosen, edge_bias, edge_gate),
+            *(scale, clamp, dropout_p, dropout_seed, need_lse, need_product),
+        )
 
-    def taken(name: str) -> str:
-        return choose(name) if q is None or unfused is not None else select(name, q, v)
+    def taken(name: str) -> tuple[str, str]:
+        if call is None:
+            return choose_steps(name, v.device), ""
+        if name != "auto":
+            return named(name, call).name, "it was asked for"
+        found, why = choose(call)
+        return found.name, why
 
     def reason(name: str) -> str:
         try:
@@ -80,10 +113,11 @@ def explain(
             return str(error)
         return f"it would run, but 'auto' takes {winner!r}" if backend == "auto" else f"{winner!r} was asked for"
 
-    winner = taken(backend)
+    winner, why = taken(backend)
     others = {name: reason(name) for name in BACKENDS if name != winner}
-    if unfused is None:
-        return Explanation(("csr_attention",), "one fused operation does it all", winner, others)
+    if call is not None:
+        why = f"one fused operation does it all, and {why}"
+        return Explanation((BACKENDS[winner].operation,), why, winner, others)
     steps = [
         "sddmm" if isinstance(chosen, Score) and chosen.fused == "dot" else type(chosen).__name__,
         "segment_softmax" if isinstance(rule, Softmax) else type(rule).__name__,
@@ -91,4 +125,4 @@ def explain(
     ]
     if isinstance(chosen, Tensor):
         del steps[0]
-    return Explanation(tuple(steps), unfused, winner, others)
+    return Explanation(tuple(steps), str(unfused), winner, others)

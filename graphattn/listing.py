@@ -28,6 +28,6 @@ def list_datasets() -> list[str]:
 
 def list_backends() -> dict[str, str | None]:
     """Each backend with the reason why it cannot run on this machine, or ``None`` where it can."""
-    from graphattn_kernels.backends import status
+    from graphattn.backends import BACKENDS
 
-    return status()
+    return {name: backend.missing() for name, backend in BACKENDS.items()}

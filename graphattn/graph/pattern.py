@@ -60,6 +60,26 @@ class Pattern(TokenGraph):
             Boolean tensor of the broadcast shape.
         """
 
+    def tile(self, t_first: Tensor, t_last: Tensor, s_first: Tensor, s_last: Tensor) -> tuple[Tensor, Tensor]:
+        """What the rule knows of whole rectangles of targets and sources, without looking at their pairs.
+
+        Tiles of attention (:func:`~graphattn.graph.tiling.make_blocks`) are found with it, so that a long sequence
+        never lists its edges. A subclass that knows better overrides it; saying too little only costs time.
+
+        Args:
+            t_first: Integer: the first target of each rectangle, any shape; the four broadcast.
+            t_last: Its last target.
+            s_first: Its first source.
+            s_last: Its last source.
+
+        Returns:
+            Two boolean tensors that broadcast to the shape of the rectangles: whether some pair may be an edge
+            (False: none is), and whether all pairs are edges (False: maybe not).
+        """
+        shape = torch.broadcast_shapes(t_first.shape, s_first.shape)
+        some = torch.ones(shape, dtype=torch.bool, device=t_first.device)
+        return some, torch.zeros_like(some)
+
     @abstractmethod
     def _enumerate(self) -> Csr:
         """All edges, target-major with ascending sources, each once, ``edge_id`` ``None``."""
@@ -118,6 +138,9 @@ class Transposed(Pattern):
     def contains(self, target: Tensor, source: Tensor) -> Tensor:
         return self.inner.contains(source, target)
 
+    def tile(self, t_first: Tensor, t_last: Tensor, s_first: Tensor, s_last: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inner.tile(s_first, s_last, t_first, t_last)
+
     def transposed(self) -> Pattern:
         return self.inner
 
@@ -162,6 +185,9 @@ class _Pair(Pattern):
     def known_symmetric(self) -> bool:
         return self.first.known_symmetric and self.second.known_symmetric
 
+    def _tiles(self, *rectangle: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        return self.first.tile(*rectangle), self.second.tile(*rectangle)
+
     def _explicit(self, pattern: Pattern) -> TokenGraph:
         return TokenGraph(pattern.csr, num_targets=self._num_targets, num_sources=self._num_sources)
 
@@ -176,6 +202,10 @@ class Union(_Pair):
 
     def contains(self, target: Tensor, source: Tensor) -> Tensor:
         return self.first.contains(target, source) | self.second.contains(target, source)
+
+    def tile(self, t_first: Tensor, t_last: Tensor, s_first: Tensor, s_last: Tensor) -> tuple[Tensor, Tensor]:
+        (some, every), (other, other_every) = self._tiles(t_first, t_last, s_first, s_last)
+        return some | other, every | other_every
 
     @property
     def max_edges(self) -> int:
@@ -194,6 +224,10 @@ class Intersection(_Pair):
 
     def contains(self, target: Tensor, source: Tensor) -> Tensor:
         return self.first.contains(target, source) & self.second.contains(target, source)
+
+    def tile(self, t_first: Tensor, t_last: Tensor, s_first: Tensor, s_last: Tensor) -> tuple[Tensor, Tensor]:
+        (some, every), (other, other_every) = self._tiles(t_first, t_last, s_first, s_last)
+        return some & other, every & other_every
 
     @property
     def max_edges(self) -> int:
@@ -214,6 +248,10 @@ class Difference(_Pair):
 
     def contains(self, target: Tensor, source: Tensor) -> Tensor:
         return self.first.contains(target, source) & ~self.second.contains(target, source)
+
+    def tile(self, t_first: Tensor, t_last: Tensor, s_first: Tensor, s_last: Tensor) -> tuple[Tensor, Tensor]:
+        (some, every), (other, other_every) = self._tiles(t_first, t_last, s_first, s_last)
+        return some & ~other_every, every & ~other
 
     @property
     def max_edges(self) -> int:

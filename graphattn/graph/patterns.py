@@ -161,7 +161,7 @@ def blocks(
         check.check_ptrs(targets, sources, num_tokens, num_sources, targets.device)
     graph = Blocks(targets, sources, num_tokens, num_sources)
     if validate and not torch.compiler.is_compiling():
-        _ = graph.num_edges  # counted now, so that compiled and exported code need not
+        _ = graph.num_edges, graph.equal_members  # looked up now, so that compiled and exported code need not
     return graph
 
 

@@ -19,6 +19,10 @@ class Complete(Pattern):
     def contains(self, target: Tensor, source: Tensor) -> Tensor:
         return (target >= 0) & (source >= 0)
 
+    def tile(self, t_first: Tensor, t_last: Tensor, s_first: Tensor, s_last: Tensor) -> tuple[Tensor, Tensor]:
+        every = self.contains(t_first, s_first)
+        return every, every
+
     @property
     def num_edges(self) -> int:
         return self._num_targets * self._num_sources
@@ -46,6 +50,10 @@ class Prefix(Pattern):
 
     def contains(self, target: Tensor, source: Tensor) -> Tensor:
         return (source < self.size) | (source <= target)
+
+    def tile(self, t_first: Tensor, t_last: Tensor, s_first: Tensor, s_last: Tensor) -> tuple[Tensor, Tensor]:
+        # Each source that is read is read by all later targets, and each target reads all earlier sources.
+        return self.contains(t_last, s_first), self.contains(t_first, s_last)
 
     @property
     def num_edges(self) -> int:
@@ -88,6 +96,16 @@ class Window(Pattern):
         inside = (distance <= reach) & (distance >= (0 if self.causal else -reach))
         return inside if self.dilation == 1 else inside & (distance % self.dilation == 0)
 
+    def tile(self, t_first: Tensor, t_last: Tensor, s_first: Tensor, s_last: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = t_first - s_last, t_last - s_first  # every distance between occurs
+        far = self.size * self.dilation
+        near = 0 if self.causal else -far
+        every = (low >= near) & (high <= far)
+        if self.dilation == 1:
+            return (low <= far) & (high >= near), every
+        step = high.clamp(max=far) // self.dilation * self.dilation  # the largest distance that is read, if any is
+        return step >= low.clamp(min=near), every & (low == high) & (step == high)
+
     @property
     def num_edges(self) -> int:
         n, d = self._num_targets, self.dilation
@@ -121,6 +139,9 @@ class Hubs(Pattern):
     def contains(self, target: Tensor, source: Tensor) -> Tensor:
         return (target < self.count) | (source < self.count)
 
+    def tile(self, t_first: Tensor, t_last: Tensor, s_first: Tensor, s_last: Tensor) -> tuple[Tensor, Tensor]:
+        return self.contains(t_first, s_first), self.contains(t_last, s_last)
+
     @property
     def num_edges(self) -> int:
         return self.count * (2 * self._num_targets - self.count)
@@ -140,7 +161,7 @@ class Blocks(Pattern):
     """Every target reads every source of its own member. Made by :func:`blocks`."""
 
     _tensor_fields = (*Pattern._tensor_fields, "_target_member", "_source_member")
-    _static_fields = (*Pattern._static_fields, "_num_edges")
+    _static_fields = (*Pattern._static_fields, "_num_edges", "_equal")
 
     def __init__(
         self,
@@ -153,6 +174,7 @@ class Blocks(Pattern):
         device = target_ptr.device
         super().__init__(num_targets, num_sources, device=device, target_ptr=target_ptr, source_ptr=source_ptr)
         self._num_edges = num_edges
+        self._equal: bool | None = None
         self._target_member = batch_vector(target_ptr, num_targets, device)
         self._source_member: Tensor | None = None  # None: as targets
         if source_ptr is not target_ptr:
@@ -160,6 +182,12 @@ class Blocks(Pattern):
 
     def contains(self, target: Tensor, source: Tensor) -> Tensor:
         return self._target_member[target] == self.source_batch[source]
+
+    def tile(self, t_first: Tensor, t_last: Tensor, s_first: Tensor, s_last: Tensor) -> tuple[Tensor, Tensor]:
+        t_low, t_high = self._target_member[t_first], self._target_member[t_last]
+        s_low, s_high = self.source_batch[s_first], self.source_batch[s_last]
+        # Members ascend, so the two ends can only be crosswise equal where all four are the same member.
+        return (t_low <= s_high) & (s_low <= t_high), (t_low == s_high) & (s_low == t_high)
 
     @property
     def target_batch(self) -> Tensor:
@@ -175,6 +203,19 @@ class Blocks(Pattern):
             targets, sources = self._ptrs
             self._num_edges = int((targets.diff().long() * sources.diff()).sum())
         return self._num_edges
+
+    @property
+    def sizes_known(self) -> bool:
+        """Whether :attr:`equal_members` is known already, without waiting for the device."""
+        return self._equal is not None
+
+    @property
+    def equal_members(self) -> bool:
+        """Whether all members are of one size; looked up once."""
+        if self._equal is None:
+            targets, sources = (ptr.diff() for ptr in self._ptrs)
+            self._equal = self.num_members > 0 and bool((targets == targets[0]).all() & (sources == sources[0]).all())
+        return self._equal
 
     @property
     def known_symmetric(self) -> bool:
@@ -235,6 +276,23 @@ class Grid(Pattern):
         inside = near <= self.radius
         return inside if self.self_loops else inside & (target != source)
 
+    def tile(self, t_first: Tensor, t_last: Tensor, s_first: Tensor, s_last: Tensor) -> tuple[Tensor, Tensor]:
+        rows = [place // self.width for place in (t_first, t_last, s_first, s_last)]
+        down, most_down = _gap(rows[0], rows[1], rows[2], rows[3], size=self.height if self.torus else None)
+        columns = (*self._columns(t_first, t_last), *self._columns(s_first, s_last))
+        right, most_right = _gap(*columns, size=self.width if self.torus else None)
+        if self.diagonal:
+            near, far = torch.maximum(down, right), torch.maximum(most_down, most_right)
+        else:
+            near, far = down + right, most_down + most_right
+        apart = (t_last < s_first) | (s_last < t_first) | self.self_loops
+        return near <= self.radius, (far <= self.radius) & apart
+
+    def _columns(self, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        """The columns of a run of cells: all of them where it has cells in more than one row."""
+        wraps = first // self.width != last // self.width
+        return (first % self.width).masked_fill(wraps, 0), (last % self.width).masked_fill(wraps, self.width - 1)
+
     @property
     def num_edges(self) -> int:
         n, loops = self._num_targets, self._num_targets if self.self_loops else 0
@@ -284,3 +342,12 @@ class Grid(Pattern):
         inside = (down >= 0) & (down < height) & (right >= 0) & (right < width)
         rowptr = torch.cat([target.new_zeros(1), inside.sum(1).cumsum(0)])
         return Csr(rowptr.to(dtype), (down * width + right)[inside], None)
+
+
+def _gap(low: Tensor, high: Tensor, other_low: Tensor, other_high: Tensor, size: int | None) -> tuple[Tensor, Tensor]:
+    """Least distance between two intervals (on a ring of this size, or on a line), and a bound of the largest."""
+    ahead, behind = other_low - high, low - other_high
+    least = torch.maximum(ahead, behind)
+    if size is not None:
+        least = torch.minimum(least, torch.minimum(ahead, behind) + size)
+    return least.clamp(min=0), torch.maximum(other_high - low, high - other_low)

@@ -25,6 +25,7 @@ from graphattn_kernels import Structure, View
 
 if TYPE_CHECKING:
     from graphattn.graph.patterns import Pattern
+    from graphattn_kernels.blocks import Blocks
 
 __all__ = ["Csc", "Csr", "TokenGraph"]
 
@@ -46,6 +47,12 @@ class TokenGraph:
     # What the pytree of a graph is made of; a subclass appends its own attributes.
     _tensor_fields: tuple[str, ...] = ("_csr", "_csc", "_target", "_reverse", "_target_ptr", "_source_ptr")
     _static_fields: tuple[str, ...] = ("_num_targets", "_num_sources", "_leading", "_leading_axes")
+
+    # Built where attention asks for them, and again in a copy of the graph: see graphattn.graph.prepared.
+    _blocks: Blocks | None = None
+    _tile_fill: float | None = None
+    _flex_mask: Any = None
+    _has_duplicates: bool | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -406,10 +413,12 @@ class TokenGraph:
 
     @property
     def has_duplicates(self) -> bool:
-        """Whether some edge is there more than once."""
-        from graphattn.graph import algebra
+        """Whether some edge is there more than once; looked up once."""
+        if self._has_duplicates is None:
+            from graphattn.graph import algebra
 
-        return algebra.has_duplicates(self)
+            self._has_duplicates = algebra.has_duplicates(self)
+        return self._has_duplicates
 
     @property
     def is_symmetric(self) -> bool:
@@ -502,6 +511,14 @@ class TokenGraph:
 
         return algebra.restrict(self, tokens)
 
+    def reorder(self, order: Tensor) -> TokenGraph:
+        """The same graph with its tokens renumbered: token ``i`` of the result is token ``order[i]`` (int64 ``[N]``,
+        see :mod:`graphattn.graph.order`). Rows move along: ``x[order]``, and back ``y[order.argsort()]``; edges keep
+        their order."""
+        from graphattn.graph import order as orders
+
+        return orders.reorder(self, order)
+
     # --- conversions --------------------------------------------------------------------------------------
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenGraph:
@@ -548,13 +565,37 @@ class TokenGraph:
 
         return convert.to_dgl(self)
 
+    def to_block_mask(self, block: int = 128) -> Any:
+        """A ``BlockMask`` for PyTorch's FlexAttention over tokens in their own order; a pattern brings its rule as the
+        ``mask_mod`` and is not listed edge by edge."""
+        from graphattn.graph import block_mask
+
+        return block_mask.to_block_mask(self, block)
+
     # --- use ----------------------------------------------------------------------------------------------
 
-    def prepare(self, backend: str = "auto") -> TokenGraph:
-        """Build now what attention needs later (targets, transpose), so that hot loops and compiled
-        functions find it ready. Returns the same graph."""
-        del backend  # every backend so far needs the same arrays
-        _ = self.structure
+    def prepare(
+        self,
+        backend: str = "auto",
+        *,
+        block: int | tuple[int, int] | None = None,
+        order: Tensor | tuple[Tensor, Tensor] | None = None,
+    ) -> TokenGraph:
+        """Build now what attention needs later, so that hot loops, compiled functions and CUDA graphs find it ready
+        and never wait for the device.
+
+        Args:
+            backend: Which backend to build for. ``"auto"``: what it would use here. ``"tiles"``: tiles, which
+                ``"auto"`` uses from then on.
+            block: Tokens in a block of the tiles (32, 64 or 128), or a pair (targets, sources).
+            order: Where tokens stand in the tiles, see :func:`graphattn.graph.tiling.make_blocks`.
+
+        Returns:
+            The same graph.
+        """
+        from graphattn.graph import prepared
+
+        prepared.prepare(self, backend, block, order)
         return self
 
     def describe(self) -> str:
@@ -579,7 +620,8 @@ class TokenGraph:
         return f"{type(self).__name__}({', '.join(parts)}, device={str(self.device)!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_structure": None}  # follows from the rest
+        derived = ("_structure", "_blocks", "_tile_fill", "_flex_mask")
+        return {**self.__dict__, **dict.fromkeys(derived)}
 
     def _enumerate(self) -> Csr:
         raise NotImplementedError  # patterns fill this in

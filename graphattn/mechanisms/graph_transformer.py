@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from graphattn.attention import attend
+from graphattn.attention import AttentionOutput, attend
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
 from graphattn.mechanisms.base import Mechanism, check_rows, drop_seed, head_width
-from graphattn_kernels import sddmm
 
 __all__ = ["GraphTransformerAttention"]
 
@@ -82,11 +81,10 @@ class GraphTransformerAttention(Mechanism):
                 f"dimensions, beside x [N, {self.width}]; got edge {list(edge.shape)}, x {list(x.shape)} and a graph "
                 f"with leading dimensions {list(graph.leading)}"
             )
-        # The edge output needs the product of every channel, so the score is its sum rather than a second pass.
-        product = sddmm(graph.structure, q * self.head_width**-0.5, k, channels=True, backend=self.backend)
-        product = product * self._heads(self.edge(edge))
-        out = attend(graph, None, None, v, score=product.sum(-1), **options)  # type: ignore[arg-type]
-        return self._merge(out), self.edge_out(self.dropout(product.flatten(-2)))  # type: ignore[arg-type]
+        gate = self._heads(self.edge(edge))
+        found = attend(graph, q, k, v, edge_gate=gate, need_product=True, **options)  # type: ignore[arg-type]
+        assert isinstance(found, AttentionOutput) and found.product is not None
+        return self._merge(found.out), self.edge_out(self.dropout(found.product.flatten(-2)))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, self.head_width))

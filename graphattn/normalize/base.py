@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from graphattn.errors import ArgumentTypeError
@@ -30,6 +31,7 @@ class Normalizer(nn.Module):
 
 # Filled where this room is imported: torch.compile cannot trace the import of a lazy entry.
 NORMALIZERS: Registry[type[Normalizer]] = Registry("normalizer")
+_MADE: dict[str, Normalizer] = {}  # by name, once: making a module takes as long as a small call of attend
 
 
 def resolve_normalizer(normalizer: str | Normalizer) -> Normalizer:
@@ -42,5 +44,9 @@ def resolve_normalizer(normalizer: str | Normalizer) -> Normalizer:
     if isinstance(normalizer, Normalizer):
         return normalizer
     if isinstance(normalizer, str):
-        return NORMALIZERS.get(normalizer)()
+        if torch.compiler.is_compiling():  # would compile again when the table grows
+            return NORMALIZERS.get(normalizer)()
+        if normalizer not in _MADE:
+            _MADE[normalizer] = NORMALIZERS.get(normalizer)()
+        return _MADE[normalizer]
     raise ArgumentTypeError(f"normalizer must be a name or a Normalizer, got {type(normalizer).__name__}")

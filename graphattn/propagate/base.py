@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from graphattn.errors import ArgumentTypeError
@@ -29,6 +30,7 @@ class Propagator(nn.Module):
 
 # Filled where this room is imported: torch.compile cannot trace the import of a lazy entry.
 PROPAGATORS: Registry[type[Propagator]] = Registry("propagator")
+_MADE: dict[str, Propagator] = {}  # by name, once: making a module takes as long as a small call of attend
 
 
 def resolve_propagator(propagator: str | Propagator) -> Propagator:
@@ -41,5 +43,9 @@ def resolve_propagator(propagator: str | Propagator) -> Propagator:
     if isinstance(propagator, Propagator):
         return propagator
     if isinstance(propagator, str):
-        return PROPAGATORS.get(propagator)()
+        if torch.compiler.is_compiling():  # would compile again when the table grows
+            return PROPAGATORS.get(propagator)()
+        if propagator not in _MADE:
+            _MADE[propagator] = PROPAGATORS.get(propagator)()
+        return _MADE[propagator]
     raise ArgumentTypeError(f"propagator must be a name or a Propagator, got {type(propagator).__name__}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from graphattn.errors import ArgumentError, ArgumentTypeError
@@ -20,7 +21,8 @@ class Score(nn.Module):
     """
 
     fused: ClassVar[str | None] = None
-    """Name under which the attention kernels know this score; ``None``: it is computed edge by edge."""
+    """Name under which the attention kernels know this score: ``"dot"``, ``"additive"`` (see :meth:`additive`), or
+    ``None``: it is computed edge by edge."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -40,6 +42,15 @@ class Score(nn.Module):
         """
         raise NotImplementedError
 
+    def additive(self) -> tuple[Tensor | None, float | None]:
+        """The parts of a score :math:`\\sum_d a_{hd} \\operatorname{LeakyReLU}(q_{thd} + k_{shd} + g_{ehd})`.
+
+        Returns:
+            The vector a ``[H, D]`` (``None``: ones) and the negative slope, of a score whose ``fused`` is
+            ``"additive"``; of others, ``(None, None)``.
+        """
+        return None, None
+
     def default_scale(self, channels: int) -> float:
         """The factor on the score where the caller gives none."""
         return 1.0
@@ -51,6 +62,7 @@ class Score(nn.Module):
 
 # Filled where this room is imported: torch.compile cannot trace the import of a lazy entry.
 SCORES: Registry[type[Score]] = Registry("score")
+_MADE: dict[str, Score] = {}  # by name, once: making a module takes as long as a small call of attend
 
 
 def resolve_score(score: str | Score) -> Score:
@@ -63,12 +75,19 @@ def resolve_score(score: str | Score) -> Score:
     if isinstance(score, Score):
         return score
     if isinstance(score, str):
-        kind = SCORES.get(score)
-        try:
-            return kind()
-        except TypeError:
-            raise ArgumentError(
-                f"score {score!r} has parameters of its own: "
-                f"make a {kind.__name__}{inspect.signature(kind)} and pass it"
-            ) from None
+        if torch.compiler.is_compiling():  # would compile again when the table grows
+            return _make(score)
+        if score not in _MADE:
+            _MADE[score] = _make(score)
+        return _MADE[score]
     raise ArgumentTypeError(f"score must be a name, a Score or an edge tensor, got {type(score).__name__}")
+
+
+def _make(name: str) -> Score:
+    kind = SCORES.get(name)
+    try:
+        return kind()
+    except TypeError:
+        raise ArgumentError(
+            f"score {name!r} has parameters of its own: make a {kind.__name__}{inspect.signature(kind)} and pass it"
+        ) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +26,8 @@ class GATv2Score(Score):
         negative_slope: Of the LeakyReLU.
     """
 
+    fused: ClassVar[str | None] = "additive"
+
     def __init__(self, heads: int, channels: int, negative_slope: float = 0.2) -> None:
         super().__init__()
         self.negative_slope = negative_slope
@@ -33,3 +37,7 @@ class GATv2Score(Score):
         """See :meth:`Score.edge`."""
         total = q_target + k_source if edge is None else q_target + k_source + edge
         return (F.leaky_relu(total, self.negative_slope) * self.att).sum(-1)
+
+    def additive(self) -> tuple[Tensor | None, float | None]:
+        """See :meth:`Score.additive`."""
+        return self.att, self.negative_slope

@@ -14,8 +14,8 @@ __all__ = ["BACKENDS", "choose", "status"]
 BACKENDS: dict[str, str] = {
     "reference": "dense and differentiable any number of times: the oracle; any device and dtype",
     "gather": "gather, run-wise reductions, own backward; any device and dtype",
-    "numba": "fused loops compiled by Numba for CPU; csr_attention only",
-    "triton": "fused Triton kernels for CUDA; csr_attention only",
+    "numba": "loops compiled by Numba for CPU",
+    "triton": "Triton kernels for CUDA",
 }
 
 # Looked up once, not imported: importing them is slow, and torch.compile cannot trace the search.

@@ -10,10 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import graphattn
 from graphattn.attention import attend
+from graphattn.backends import BACKENDS
 from graphattn.errors import ArgumentError, BackendError
 from graphattn.explanation import explain
 from graphattn.testing import random_graph
-from graphattn_kernels.backends import BACKENDS
 
 GRAPH = random_graph(0, "hub")
 X = torch.randn(GRAPH.num_tokens, 2, 4)

@@ -25,7 +25,7 @@ def inputs(graph: TokenGraph, draw: Draw) -> list[Tensor]:
 
 def test_weights_sum_to_one_in_the_callers_order(graph: TokenGraph, draw: Draw) -> None:
     q, k, v = inputs(graph, draw)
-    out, weights, _ = attend(graph, q, k, v, need_weights=True)
+    out, weights, *_ = attend(graph, q, k, v, need_weights=True)
     assert weights.shape == (graph.num_edges, H) and (weights >= 0).all()
     source, target = graph.edge_index
     total = torch.zeros(graph.num_targets, H, dtype=q.dtype).index_add(0, target, weights)

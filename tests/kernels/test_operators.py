@@ -18,45 +18,57 @@ OPS = torch.ops.graphattn
 H, D, D_V = 2, 3, 4
 
 
-def _samples(structure: Structure, draw: Draw) -> dict[str, tuple[torch._ops.OpOverload, tuple[object, ...]]]:
+BACKENDS = pytest.mark.parametrize("backend", ["gather", "numba"])
+
+
+def _samples(
+    structure: Structure, draw: Draw, backend: str
+) -> dict[str, tuple[torch._ops.OpOverload, tuple[object, ...]]]:
     t, s, e = structure.num_targets, structure.num_sources, structure.num_edges
     q, k, v = draw(t, H, D), draw(s, H, D), draw(s, H, D_V)
     bias, gate, seed = draw(e, H), draw(e, H, D), torch.tensor([1, 2])
     for x in (q, k, v, bias, gate):
         x.requires_grad_()
-    arrays = flat(structure)
-    return {
-        "segment_sum": (OPS.segment_sum.default, (*arrays, gate)),
-        "spread": (OPS.spread.default, (*arrays, q)),
-        "sddmm": (OPS.sddmm.default, (*arrays, q, k, False)),
-        "sddmm-channels": (OPS.sddmm.default, (*arrays, q, k, True)),
-        "spmm": (OPS.spmm.default, (*arrays, bias, v)),
-        "spmm-channels": (OPS.spmm.default, (*arrays, gate, k)),
-        "segment_softmax": (OPS.segment_softmax.default, (*arrays, bias)),
-        "csr_attention": (OPS.csr_attention.default, (*arrays, q, k, v, None, None, 0.5, None, 0.0, None, "gather")),
-        "csr_attention-all": (OPS.csr_attention.default, (*arrays, q, k, v, bias, gate, 0.5, 1.0, 0.2, seed, "gather")),
+    slopes = draw(e, H).requires_grad_(), draw(t, H).requires_grad_()
+    none = (None,) * 4
+    samples = {
+        "segment_sum": (OPS.segment_sum, (gate,)),
+        "spread": (OPS.spread, (q,)),
+        "sddmm": (OPS.sddmm, (q, k, False)),
+        "sddmm-channels": (OPS.sddmm, (q, k, True)),
+        "spmm": (OPS.spmm, (bias, v)),
+        "spmm-channels": (OPS.spmm, (gate, k)),
+        "segment_softmax": (OPS.segment_softmax, (bias,)),
+        "segment_softmax_backward": (OPS.segment_softmax_backward, (bias, *slopes)),
+        "csr_attention": (OPS.csr_attention, (q, k, v, *none, 0.5, None, None, 0.0, False)),
+        "csr_attention-all": (OPS.csr_attention, (q, k, v, bias, gate, None, seed, 0.5, 1.0, None, 0.2, True)),
     }
+    return {name: (op.default, (*flat(structure), *args, backend)) for name, (op, args) in samples.items()}
 
 
-NAMES = list(_samples(random_graph(0).structure, torch.zeros))
+NAMES = list(_samples(random_graph(0).structure, torch.zeros, "gather"))
 
 
+@BACKENDS
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["empty_rows", "no_edges"])
-def test_opcheck(name: str, kind: str, draw: Draw) -> None:
+def test_opcheck(name: str, kind: str, backend: str, draw: Draw) -> None:
     """Schema, autograd registration, fake tensors and AOT dispatch with dynamic shapes."""
-    op, args = _samples(random_graph(1, kind, bipartite=True).structure, draw)[name]
+    op, args = _samples(random_graph(1, kind, bipartite=True).structure, draw, backend)[name]
     torch.library.opcheck(op, args)
 
 
+@BACKENDS
 @pytest.mark.parametrize("name", NAMES)
-def test_opcheck_without_a_permutation_of_edges_and_with_strides(name: str, draw: Draw) -> None:
+def test_opcheck_without_a_permutation_of_edges_and_with_strides(name: str, backend: str, draw: Draw) -> None:
     """Sorted graphs have no ``edge_id``; inputs may have any strides."""
     graph = _sorted_graph()
     assert graph.structure.by_target.edge_id is None
-    op, args = _samples(graph.structure, lambda *shape: draw(*reversed(shape)).permute(*reversed(range(len(shape)))))[
-        name
-    ]
+
+    def backwards(*shape: int) -> Tensor:
+        return draw(*reversed(shape)).permute(*reversed(range(len(shape))))
+
+    op, args = _samples(graph.structure, backwards, backend)[name]
     torch.library.opcheck(op, args)
 
 
@@ -64,18 +76,19 @@ def _sorted_graph() -> TokenGraph:
     return TokenGraph.from_csr(torch.tensor([0, 2, 2, 5]), torch.tensor([0, 2, 0, 1, 1]))
 
 
-def _layer(structure: Structure, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, seed: Tensor) -> Tensor:
+def _layer(structure: Structure, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, seed: Tensor, backend: str) -> Tensor:
     """All operations in one function."""
     out, lse = csr_attention(
-        structure, q, k, v, edge_bias=bias, scale=0.5, clamp=2.0, dropout_p=0.3, dropout_seed=seed, backend="gather"
+        structure, q, k, v, edge_bias=bias, scale=0.5, clamp=2.0, dropout_p=0.3, dropout_seed=seed, backend=backend
     )
-    weights, _ = segment_softmax(structure, sddmm(structure, q, k) + bias)
-    return (
-        out + spmm(structure, weights, v) + segment_sum(structure, weights).unsqueeze(-1) + spread(structure.T, v).sum()
-    )
+    weights, _ = segment_softmax(structure, sddmm(structure, q, k, backend=backend) + bias, backend=backend)
+    gated = spmm(structure, sddmm(structure, q, k, channels=True, backend=backend), v, backend=backend)
+    mass = segment_sum(structure, weights, backend=backend).unsqueeze(-1)
+    return out + spmm(structure, weights, v, backend=backend) + gated + mass + spread(structure.T, v).sum()
 
 
-def test_compile_forward_and_backward_at_three_sizes_with_one_recompilation(draw: Draw) -> None:
+@pytest.mark.parametrize("kernels", ["gather", "numba", "auto"])
+def test_compile_forward_and_backward_at_three_sizes_with_one_recompilation(kernels: str, draw: Draw) -> None:
     torch._dynamo.reset()
     compilations = []
 
@@ -98,7 +111,7 @@ def test_compile_forward_and_backward_at_three_sizes_with_one_recompilation(draw
         results = []
         for function in (compiled, _layer):
             leaves = [x.clone().requires_grad_() for x in inputs]
-            out = function(structure, *leaves, seed)
+            out = function(structure, *leaves, seed, kernels)
             results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
         torch.testing.assert_close(*results)
     assert len(compilations) <= 2
@@ -117,13 +130,18 @@ def test_the_default_compiler(draw: Draw) -> None:
 
 
 class _Module(nn.Module):
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.backend = backend
+
     def forward(self, structure: Structure, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, seed: Tensor) -> Tensor:
-        return _layer(structure, q, k, v, bias, seed)
+        return _layer(structure, q, k, v, bias, seed, self.backend)
 
 
-def test_export(draw: Draw) -> None:
+@BACKENDS
+def test_export(backend: str, draw: Draw) -> None:
     structure = random_graph(1, "hub").structure
     n, e = structure.num_targets, structure.num_edges
     args = (structure, draw(n, H, D), draw(n, H, D), draw(n, H, D), draw(e, H), torch.tensor([3, 4]))
-    program = torch.export.export(_Module(), args)
-    torch.testing.assert_close(program.module()(*args), _Module()(*args))
+    program = torch.export.export(_Module(backend), args)
+    torch.testing.assert_close(program.module()(*args), _Module(backend)(*args))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,7 +21,9 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs CUDA or TRITON_INTERPRET=1", allow_module_level=True)
 
-from graphattn_kernels.csr_attention.impl.triton import launch, schedule
+from graphattn_kernels import _schedule as schedule
+from graphattn_kernels import _schedule_triton
+from graphattn_kernels._triton import split
 
 pytestmark = pytest.mark.triton
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -224,11 +227,12 @@ def test_the_same_input_gives_the_same_bits() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("make", [schedule.make_schedule, _schedule_triton.make_schedule], ids=["torch", "triton"])
 @pytest.mark.parametrize("chunk", [1, 2, 5, 300])
 @pytest.mark.parametrize("name", ["hubs", "one_token", "no_edges", "no_tokens", "batch"])
-def test_a_schedule_holds_every_edge_once(name: str, chunk: int) -> None:
+def test_a_schedule_holds_every_edge_once(name: str, chunk: int, make: Callable[..., schedule.Schedule]) -> None:
     view = make_graph(name).structure.by_target
-    plan = schedule.make_schedule(view.ptr, view.num_edges, chunk)
+    plan = make(view.ptr, view.num_edges, chunk)
     owner = torch.full((view.num_edges,), -1)
     rows = []
     for i, (row, begin, end) in enumerate(zip(*(x.tolist() for x in plan[:3]), strict=True)):
@@ -288,7 +292,7 @@ def test_gradcheck() -> None:
 
 def test_a_number_becomes_two_float32() -> None:
     for x in (0.1, 3.0, 1 / 3, 1e-20):
-        high, low = launch._split(x)
+        high, low = split(x)
         assert high == torch.tensor(high).item()
         assert abs(torch.tensor(high).double() + torch.tensor(low).double() - x) <= abs(x) * 2.0**-47
 

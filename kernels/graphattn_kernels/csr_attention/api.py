@@ -5,10 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from graphattn_kernels import structure as st
+from graphattn_kernels._library import autocast
 from graphattn_kernels._random import check_dropout
 from graphattn_kernels.backends import choose
 from graphattn_kernels.csr_attention import ops
 from graphattn_kernels.csr_attention.impl import reference
+from graphattn_kernels.csr_attention.inputs import Inputs
 from graphattn_kernels.errors import ArgumentError, ArgumentTypeError, BackendError
 from graphattn_kernels.structure import Structure
 
@@ -25,17 +27,24 @@ def csr_attention(
     *,
     edge_bias: Tensor | None = None,
     edge_gate: Tensor | None = None,
+    att: Tensor | None = None,
+    negative_slope: float | None = None,
     scale: float | None = None,
     clamp: float | None = None,
     dropout_p: float = 0.0,
     dropout_seed: Tensor | None = None,
+    need_product: bool = False,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Attention of every target over its in-edges ``e = (s -> t)``.
 
     .. math::
-        s_{eh} = \\operatorname{clamp}\\Big(\\sigma \\sum_d q_{thd} k_{shd} g_{ehd} + b_{eh}\\Big), \\qquad
-        y_{th} = \\sum_e \\operatorname{softmax}_{e \\to t}(s_{eh})\\, v_{sh}
+        a_{eh} = \\operatorname{clamp}(\\sigma z_{eh} + b_{eh}), \\qquad
+        y_{th} = \\sum_e \\operatorname{softmax}_{e \\to t}(a_{eh})\\, v_{sh}
+
+    with the dot score :math:`z_{eh} = \\sum_d q_{thd} k_{shd} g_{ehd}`, or the additive score
+    :math:`z_{eh} = \\sum_d w_{hd} \\operatorname{LeakyReLU}(q_{thd} + k_{shd} + g_{ehd})` of GATv2 (Brody, Alon &
+    Yahav, ICLR 2022, eq. 7), which with one channel and w = 1 is that of GAT (Velickovic et al., ICLR 2018, eq. 3).
 
     Args:
         structure: The graph.
@@ -43,34 +52,53 @@ def csr_attention(
         k: ``[S, H, D]`` keys.
         v: ``[S, H, D_v]`` values.
         edge_bias: ``[E, H]`` (or ``[E, 1]``) added to the score, in the caller's edge order.
-        edge_gate: ``[E, H, D]`` multiplied with q * k in each channel, in the caller's edge order.
-        scale: Factor sigma of the product; default ``D ** -0.5``.
+        edge_gate: ``[E, H, D]`` multiplied with q * k in each channel (added to q + k in the additive score), in the
+            caller's edge order.
+        att: ``[H, D]``, the vector w of the additive score; default: ones.
+        negative_slope: Slope of the LeakyReLU; makes the score additive.
+        scale: Factor sigma; default ``D ** -0.5`` for the dot score, else 1.
         clamp: Bound on the magnitude of the score, applied last.
         dropout_p: Probability of dropping a weight after the softmax.
         dropout_seed: int64 ``[2]``, needed where ``dropout_p > 0``; the same seed drops the same weights.
+        need_product: Return the product of each edge, too (dot score only).
         backend: ``"auto"``, ``"triton"``, ``"numba"``, ``"gather"`` or ``"reference"``.
 
+    Under autocast the tensors are cast to its dtype.
+
     Returns:
-        ``[T, H, D_v]`` in the dtype of ``v`` (a target without edges gets exactly 0), and the log-sum-exp of its
-        scores ``[T, H]`` in float32 (float64 for float64), -inf for a target without edges. Both are differentiable.
+        ``[T, H, D_v]`` in the dtype of ``v`` (a target without edges gets exactly 0); the log-sum-exp of its
+        scores ``[T, H]`` in float32 (float64 for float64), -inf for a target without edges; and, only where it was
+        asked for, a third tensor: the product sigma q k g ``[E, H, D]`` before bias and clamp, in the caller's edge
+        order. All are differentiable.
 
     Raises:
         ArgumentError: If shapes or values do not fit.
         ArgumentTypeError: If dtypes do not fit.
         BackendError: If a backend that was named cannot run here.
     """
-    _check(structure, q, k, v, edge_bias, edge_gate)
+    q, k, v, edge_bias, edge_gate, att = autocast(q, k, v, edge_bias, edge_gate, att)  # type: ignore[assignment]
+    _check(structure, q, k, v, edge_bias, edge_gate, att)
     if clamp is not None and not clamp > 0:
         raise ArgumentError(f"clamp must be positive, got {clamp}")
+    if negative_slope is None and att is not None:
+        raise ArgumentError("att belongs to the additive score, which negative_slope chooses; got att alone")
+    if negative_slope is not None and need_product:
+        raise ArgumentError("need_product needs the dot score, got negative_slope, which makes it additive")
     check_dropout(dropout_p, dropout_seed, q.device)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if scale is None:
+        scale = q.shape[-1] ** -0.5 if negative_slope is None else 1.0
     if edge_bias is not None and edge_bias.shape[1] != q.shape[1]:
         edge_bias = edge_bias.expand(-1, q.shape[1])
-    arguments = (q, k, v, edge_bias, edge_gate, scale, clamp, float(dropout_p), dropout_seed)
+    inputs = Inputs(
+        *(q, k, v, edge_bias, edge_gate, att, dropout_seed if dropout_p else None),
+        *(float(scale), clamp, negative_slope, float(dropout_p), need_product),
+    )
     name = select(backend, q, v)
     if name == "reference":
-        return reference.csr_attention(structure, *arguments)
-    return ops.csr_attention(*st.flat(structure), *arguments, name)
+        out, lse, product = reference.csr_attention(structure, inputs)
+    else:
+        out, lse, product = ops.csr_attention(*st.flat(structure), *inputs, name)
+    return (out, lse) if product is None or not need_product else (out, lse, product)
 
 
 def select(backend: str, q: Tensor, v: Tensor) -> str:
@@ -92,7 +120,13 @@ def select(backend: str, q: Tensor, v: Tensor) -> str:
 
 
 def _check(
-    structure: Structure, q: Tensor, k: Tensor, v: Tensor, edge_bias: Tensor | None, edge_gate: Tensor | None
+    structure: Structure,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    edge_bias: Tensor | None,
+    edge_gate: Tensor | None,
+    att: Tensor | None,
 ) -> None:
     st.check_rows("q", q, structure.num_targets, "target", dim=3)
     st.check_rows("k", k, structure.num_sources, "source", dim=3)
@@ -101,8 +135,8 @@ def _check(
         raise ArgumentError(f"k must have the heads and channels of q, {list(q.shape[1:])}, got {list(k.shape[1:])}")
     if v.shape[1] != q.shape[1]:
         raise ArgumentError(f"v must have the heads of q, {q.shape[1]}, got {v.shape[1]}")
-    edge = {"edge_bias": edge_bias, "edge_gate": edge_gate}
-    for name, tensor in {"k": k, "v": v, **edge}.items():
+    others = {"k": k, "v": v, "edge_bias": edge_bias, "edge_gate": edge_gate, "att": att}
+    for name, tensor in others.items():
         if tensor is not None and (tensor.dtype != q.dtype or tensor.device != q.device):
             raise ArgumentTypeError(
                 f"{name} must have the dtype and device of q, {q.dtype} on {q.device}, "
@@ -119,3 +153,5 @@ def _check(
         st.check_rows("edge_gate", edge_gate, structure.num_edges, "edge", dim=3)
         if edge_gate.shape[1:] != q.shape[1:]:
             raise ArgumentError(f"edge_gate must be [E, *{list(q.shape[1:])}], got {list(edge_gate.shape)}")
+    if att is not None and att.shape != q.shape[1:]:
+        raise ArgumentError(f"att must be [H, D], {list(q.shape[1:])}, got {list(att.shape)}")

@@ -5,54 +5,61 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from graphattn_kernels._library import register
-from graphattn_kernels._segment import accumulate_dtype
 from graphattn_kernels.csr_attention.impl import gather
+from graphattn_kernels.csr_attention.inputs import NUM_GRADIENTS, SCHEMA, Inputs, contiguous_like
 from graphattn_kernels.errors import BackendError
-from graphattn_kernels.structure import NUM_ARGS, SCHEMA, unflat
+from graphattn_kernels.structure import NUM_ARGS, unflat
+from graphattn_kernels.structure import SCHEMA as STRUCTURE
 
 __all__ = ["csr_attention"]
 
-_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? edge_bias, Tensor? edge_gate"
-_OPTIONS = "float scale, float? clamp, float dropout_p, Tensor? dropout_seed"
-_BACKEND = "str backend"
-_SAVED = "Tensor out, Tensor lse, Tensor grad_out, Tensor grad_lse"
+_NUM_INPUTS = len(Inputs._fields)
+_TENSORS = 7  # the inputs in front are tensors, the rest are options
+_SAVED = "Tensor out, Tensor lse, Tensor grad_out, Tensor? grad_lse, Tensor? grad_product"
 
 
-def _fake(*args: Any) -> tuple[Tensor, Tensor]:
-    q, _, v = args[NUM_ARGS : NUM_ARGS + 3]
-    targets, heads = q.shape[:2]
-    out = v.new_empty((targets, heads, v.shape[2]))
-    return out, q.new_empty((targets, heads), dtype=accumulate_dtype(q.dtype))
+def _inputs(args: tuple[Any, ...]) -> Inputs:
+    return Inputs(*args[NUM_ARGS : NUM_ARGS + _NUM_INPUTS])
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, scale, clamp, dropout_p, seed, backend = inputs
-    ctx.save_for_backward(*tensors, *output, seed)
-    ctx.options = scale, clamp, dropout_p
-    ctx.backend = backend
+def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = _inputs(args)
+    targets, heads = inputs.q.shape[:2]
+    out = inputs.v.new_empty((targets, heads, inputs.v.shape[2]))
+    lse = inputs.q.new_empty((targets, heads), dtype=inputs.dtype)
+    product = inputs.new_product(args[1].shape[0])
+    return out, lse, inputs.q.new_empty(0) if product is None else product
 
 
-def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
-    *tensors, out, lse, seed = ctx.saved_tensors
-    grads = _csr_attention_backward(*tensors, *ctx.options, seed, out, lse, grad_out, grad_lse, ctx.backend)
-    needed = ctx.needs_input_grad[NUM_ARGS : NUM_ARGS + 5]
-    return (
-        *(None,) * NUM_ARGS,
-        *(g if need else None for g, need in zip(grads, needed, strict=True)),
-        *(None,) * 5,
-    )
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+    tensors = NUM_ARGS + _TENSORS
+    # The graph has no gradient and nobody writes to it: kept as it is, without a saved copy of each array.
+    ctx.structure = inputs[:NUM_ARGS]
+    ctx.save_for_backward(*inputs[NUM_ARGS:tensors], *output[:2])
+    ctx.options = inputs[tensors:]
+    ctx.set_materialize_grads(False)
 
 
-def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
-    q, k, v, bias, gate = args[NUM_ARGS : NUM_ARGS + 5]
-    return tuple(
-        q.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
-        for x in (q, k, v, bias, gate)
-    )
+def _backward(
+    ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, grad_product: Tensor | None
+) -> tuple[Any, ...]:
+    *tensors, out, lse = ctx.saved_tensors
+    *options, backend = ctx.options
+    if not options[-1]:  # the product was not wanted: an empty tensor stands in its place
+        grad_product = None
+    if grad_out is None:
+        grad_out = out.new_zeros(()).expand_as(out)
+    saved = (out, lse, grad_out, grad_lse, grad_product)
+    grads = _csr_attention_backward(*ctx.structure, *tensors, *options, *saved, backend)
+    return tuple([g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False)])
+
+
+def _backward_fake(*args: Any) -> tuple[Any, ...]:
+    inputs = _inputs(args)
+    return tuple(inputs.q.new_empty(0) if x is None else contiguous_like(x) for x in inputs.differentiable())
 
 
 def _implementation(backend: str) -> ModuleType:
@@ -69,24 +76,25 @@ def _implementation(backend: str) -> ModuleType:
     return gather
 
 
-def _forward(*args: Any) -> tuple[Tensor, Tensor]:
-    return _implementation(args[-1]).forward(unflat(args), *args[NUM_ARGS:-1])
+def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    return _implementation(args[-1]).forward(unflat(args), _inputs(args))
 
 
-def _backward_implementation(*args: Any) -> tuple[Tensor, ...]:
-    return _implementation(args[-1]).backward(unflat(args), *args[NUM_ARGS:-1])
+def _backward_implementation(*args: Any) -> tuple[Tensor | None, ...]:
+    return _implementation(args[-1]).backward(unflat(args), _inputs(args), *args[NUM_ARGS + _NUM_INPUTS : -1])
 
 
 csr_attention = register(
-    f"csr_attention({SCHEMA}, {_INPUTS}, {_OPTIONS}, {_BACKEND}) -> (Tensor, Tensor)",
+    f"csr_attention({STRUCTURE}, {SCHEMA}, str backend) -> (Tensor, Tensor, Tensor)",
     _forward,
     _fake,
     _setup,
     _backward,
+    slice(NUM_ARGS, NUM_ARGS + NUM_GRADIENTS),
 )
 _csr_attention_backward = register(
-    f"csr_attention_backward({SCHEMA}, {_INPUTS}, {_OPTIONS}, {_SAVED}, {_BACKEND})"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"csr_attention_backward({STRUCTURE}, {SCHEMA}, {_SAVED}, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward_implementation,
     _backward_fake,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from graphattn_kernels import structure as st
-from graphattn_kernels.backends import choose
+from graphattn_kernels._sparse import pick
 from graphattn_kernels.segment_softmax import ops
 from graphattn_kernels.segment_softmax.impl import reference
 from graphattn_kernels.structure import Structure
@@ -21,7 +21,7 @@ def segment_softmax(structure: Structure, scores: Tensor, *, backend: str = "aut
     Args:
         structure: The graph.
         scores: ``[E, H]`` in the caller's edge order.
-        backend: ``"auto"``, ``"gather"`` or ``"reference"``.
+        backend: ``"auto"``, ``"triton"``, ``"numba"``, ``"gather"`` or ``"reference"``.
 
     Returns:
         Weights ``[E, H]`` in the dtype of ``scores``, and the log-sum-exp ``[T, H]`` in float32 (float64 for float64),
@@ -29,8 +29,10 @@ def segment_softmax(structure: Structure, scores: Tensor, *, backend: str = "aut
 
     Raises:
         ArgumentError: If the number of scores is not the number of edges.
+        BackendError: If a backend that was named cannot run here.
     """
     st.check_rows("scores", scores, structure.num_edges, "edge", dim=2)
-    if choose(backend) == "reference":
+    name = pick(backend, structure, scores=scores)
+    if name == "reference":
         return reference.segment_softmax(structure, scores)
-    return ops.segment_softmax(*st.flat(structure), scores)
+    return ops.segment_softmax(*st.flat(structure), scores, name)

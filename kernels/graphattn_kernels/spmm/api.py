@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from graphattn_kernels import structure as st
-from graphattn_kernels.backends import choose
+from graphattn_kernels._sparse import pick
 from graphattn_kernels.errors import ArgumentError
 from graphattn_kernels.spmm import ops
 from graphattn_kernels.spmm.impl import reference
@@ -23,13 +23,14 @@ def spmm(structure: Structure, weights: Tensor, values: Tensor, *, backend: str 
         structure: The graph; ``structure.T`` carries values from targets to sources.
         weights: ``[E, H]``, or ``[E, H, D]`` for a weight on each channel, in the caller's edge order.
         values: ``[S, H, D]``.
-        backend: ``"auto"``, ``"gather"`` or ``"reference"``.
+        backend: ``"auto"``, ``"triton"``, ``"numba"``, ``"gather"`` or ``"reference"``.
 
     Returns:
         ``[T, H, D]``; 0 for a target without edges; half types are summed in float32.
 
     Raises:
-        ArgumentError: If shapes or dtypes do not fit.
+        ArgumentError: If shapes, dtypes or devices do not fit.
+        BackendError: If a backend that was named cannot run here.
     """
     st.check_rows("values", values, structure.num_sources, "source", dim=3)
     st.check_rows("weights", weights, structure.num_edges, "edge")
@@ -40,6 +41,7 @@ def spmm(structure: Structure, weights: Tensor, values: Tensor, *, backend: str 
             f"weights must be [E, H] or [E, H, D] with the heads, channels and dtype of values "
             f"{list(values.shape)} {values.dtype}, got {list(weights.shape)} {weights.dtype}"
         )
-    if choose(backend) == "reference":
+    name = pick(backend, structure, weights=weights, values=values)
+    if name == "reference":
         return reference.spmm(structure, weights, values)
-    return ops.spmm(*st.flat(structure), weights, values)
+    return ops.spmm(*st.flat(structure), weights, values, name)

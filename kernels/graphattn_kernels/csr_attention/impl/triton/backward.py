@@ -1,4 +1,4 @@
-"""Backward kernels: a pass over rows for dq, dbias and dgate, a pass over columns for dk and dv, and sums over the
+"""Backward kernels: a pass over rows for dq and the edges, a pass over columns for dk and dv, and sums over the
 parts of hubs. Weights are computed again from the log-sum-exp; nothing is added atomically."""
 
 # mypy: disable-error-code="no-untyped-def"
@@ -9,84 +9,95 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from graphattn_kernels._triton import join
 from graphattn_kernels.csr_attention.impl.triton.primitives import (
+    RUNTIME,
+    SCALARS,
     bounded,
     channels,
     dropout_factor,
-    join,
+    gather_rows,
+    leaky,
+    load_att,
+    load_edges,
+    load_rows,
     load_runs,
-    scores,
+    load_stats,
+    store_edges,
     store_rows,
+    sum_scores,
+    terms_of,
 )
 
 __all__ = ["column_kernel", "row_kernel", "sum_kernel"]
 
-_RUNTIME = ["num_runs", "num_parts", "threshold"]
+
+@triton.jit
+def _steepness(total, att, slant):
+    """Derivative of the terms of an additive score by what stands inside the LeakyReLU."""
+    return att[None, :, None, :] * tl.where(total > 0, 1.0, slant)
 
 
-@triton.jit(do_not_specialize=_RUNTIME)
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=SCALARS)
 def row_kernel(
-    Q, K, V, BIAS, GATE, SEED, OUT, LSE, GRAD_OUT, GRAD_LSE, STATS, GRAD_Q, GRAD_BIAS, GRAD_GATE,
-    INDEX, EDGE, ROW, BEGIN, END, PART_Q,
-    num_runs, num_parts, q_n, k_n, v_n, bias_e, bias_h,
-    scale, scale_low, clamp, clamp_low, inverse_keep, inverse_keep_low, threshold,
+    Q, K, V, BIAS, GATE, ATT, SEED, OUT, LSE, GRAD_OUT, GRAD_LSE, GRAD_PRODUCT, STATS,
+    GRAD_Q, GRAD_BIAS, GRAD_GATE, PART_ATT, INDEX, EDGE, ROW, BEGIN, END, PART_Q,
+    num_runs, num_parts, q_n, k_n, v_n, bias_e, bias_h, scale, scale_low, clamp, clamp_low,
+    negative_slope, negative_slope_low, inverse_keep, inverse_keep_low, threshold,
     H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, HB: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
-    R: tl.constexpr, U: tl.constexpr, CLAMPED: tl.constexpr, ACC: tl.constexpr,
+    R: tl.constexpr, U: tl.constexpr, ADDITIVE: tl.constexpr, CLAMPED: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Rows are targets. STATS ``[T, H, 2]`` gets lse and delta = out . grad_out - grad_lse for the column pass."""
+    """Rows are targets. STATS ``[T, H, 2]`` gets lse and delta = out . grad_out - grad_lse for the column pass,
+    PART_ATT ``[programs, H, D]`` the gradient of ATT."""
     run, row, begin, end = load_runs(ROW, BEGIN, END, num_runs, R)
     head = tl.program_id(1) * HB + tl.arange(0, HB)
     offset, exists = channels(head, H, D, HB, DP)
     v_offset, v_exists = channels(head, H, DV, HB, DVP)
     factor = join(scale, scale_low, ACC)
     bound = join(clamp, clamp_low, ACC)
+    slant = join(negative_slope, negative_slope_low, ACC)
     inverse = join(inverse_keep, inverse_keep_low, ACC)
 
     valid = row >= 0
-    mask = valid[:, None, None] & exists[None, :, :]
-    q = tl.load(Q + (row * q_n)[:, None, None] + offset[None, :, :], mask=mask, other=0.0).to(ACC) * factor
-    at_out = (row * (H * DV))[:, None, None] + v_offset[None, :, :]
-    mask = valid[:, None, None] & v_exists[None, :, :]
-    grad_out = tl.load(GRAD_OUT + at_out, mask=mask, other=0.0).to(ACC)
-    out = tl.load(OUT + at_out, mask=mask, other=0.0).to(ACC)
+    q = load_rows(Q, row, q_n, offset, exists, valid, ACC)
+    att = None
+    if ADDITIVE:
+        att = load_att(ATT, offset, exists, factor, HB, DP, ACC)
+    else:
+        q *= factor
+    grad_out = load_rows(GRAD_OUT, row, H * DV, v_offset, v_exists, valid, ACC)
+    out = load_rows(OUT, row, H * DV, v_offset, v_exists, valid, ACC)
     at_head = (row * H)[:, None] + head[None, :]
     mask = valid[:, None] & (head < H)[None, :]
     lse = tl.load(LSE + at_head, mask=mask, other=0.0)
     # A target all of whose scores are -inf has no weights: any finite number in place of its lse keeps exp at 0.
     lse = tl.where(lse == float("-inf"), 0.0, lse)
-    delta = tl.sum(grad_out * out, 2) - tl.load(GRAD_LSE + at_head, mask=mask, other=0.0)
+    delta = tl.sum(grad_out * out, 2)
+    if GRAD_LSE is not None:
+        delta -= tl.load(GRAD_LSE + at_head, mask=mask, other=0.0)
     # The parts of a hub all store the same numbers.
     tl.store(STATS + at_head * 2, lse, mask=mask)
     tl.store(STATS + at_head * 2 + 1, delta, mask=mask)
 
     grad_q = tl.zeros([R, HB, DP], ACC)
-    for step in range(0, tl.max(end - begin, 0), U):
-        at = begin[:, None] + (step + tl.arange(0, U))[None, :]
+    grad_att = tl.zeros([R, HB, DP], ACC)
+    next_at = begin[:, None] + tl.arange(0, U)[None, :]
+    next_index = tl.load(INDEX + next_at, mask=next_at < end[:, None], other=0)
+    for _ in range(0, tl.max(end - begin, 0), U):
+        at = next_at
         there = at < end[:, None]
-        source = tl.load(INDEX + at, mask=there, other=0).to(tl.int64)
-        edge_mask = there[:, None, :, None]
-        qk_mask = edge_mask & exists[None, :, None, :]
-        k = tl.load(
-            K + (source * k_n)[:, None, :, None] + offset[None, :, None, :],
-            mask=qk_mask,
-            other=0.0,
-        ).to(ACC)
-        v = tl.load(
-            V + (source * v_n)[:, None, :, None] + v_offset[None, :, None, :],
-            mask=edge_mask & v_exists[None, :, None, :],
-            other=0.0,
-        ).to(ACC)
-        edge = at.to(tl.int64)
-        if EDGE is not None:
-            edge = tl.load(EDGE + at, mask=there, other=0).to(tl.int64)
-        product = q[:, :, None, :] * k
+        source = next_index.to(tl.int64)
+        # Asked for one step ahead: rows can be gathered as soon as the step begins.
+        next_at = at + U
+        next_index = tl.load(INDEX + next_at, mask=next_at < end[:, None], other=0)
+        k = gather_rows(K, source, k_n, offset, exists, there, ACC)
+        v = gather_rows(V, source, v_n, v_offset, v_exists, there, ACC)
+        edge = load_edges(EDGE, at, there)
+        gate = None
         if GATE is not None:
-            at_gate = (edge * (H * D))[:, None, :, None] + offset[None, :, None, :]
-            gate = tl.load(GATE + at_gate, mask=qk_mask, other=0.0).to(ACC)
-            score = scores(product * gate, BIAS, bias_e, bias_h, edge, there, head, H)
-            k *= gate
-        else:
-            score = scores(product, BIAS, bias_e, bias_h, edge, there, head, H)
+            gate = gather_rows(GATE, edge, H * D, offset, exists, there, ACC)
+        terms, total = terms_of(q, k, gate, att, slant, ADDITIVE)
+        score = sum_scores(terms, BIAS, bias_e, bias_h, edge, there, head, H)
         clamped = score
         if CLAMPED:
             clamped = bounded(score, bound)
@@ -103,24 +114,40 @@ def row_kernel(
                 slope.to(GRAD_BIAS.dtype.element_ty),
                 mask=there[:, None, :] & (head < H)[None, :, None],
             )
-        if GATE is not None:
-            grad_gate = slope[:, :, :, None] * product
-            tl.store(GRAD_GATE + at_gate, grad_gate.to(GRAD_GATE.dtype.element_ty), mask=qk_mask)
-        grad_q += tl.sum(slope[:, :, :, None] * k, 2)
+        if ADDITIVE:
+            grad_total = slope[:, :, :, None] * _steepness(total, att, slant)
+            if GATE is not None:
+                store_edges(GRAD_GATE, edge, H * D, offset, exists, grad_total, there)
+            if PART_ATT is not None:
+                grad_att += tl.sum(slope[:, :, :, None] * leaky(total, slant), 2)
+            grad_q += tl.sum(grad_total, 2)
+        else:
+            grad_terms = slope[:, :, :, None]
+            if GRAD_PRODUCT is not None:
+                grad_terms += gather_rows(GRAD_PRODUCT, edge, H * D, offset, exists, there, ACC)
+            if GATE is not None:
+                store_edges(GRAD_GATE, edge, H * D, offset, exists, grad_terms * q[:, :, None, :] * k, there)
+                k *= gate
+            grad_q += tl.sum(grad_terms * k, 2)
 
-    grad_q *= factor
+    if not ADDITIVE:
+        grad_q *= factor
     store_rows(GRAD_Q, row, H * D, offset, exists, grad_q, valid & (run >= num_parts))
     if PART_Q is not None:
         store_rows(PART_Q, run.to(tl.int64), H * D, offset, exists, grad_q, valid & (run < num_parts))
+    if PART_ATT is not None:
+        where = tl.program_id(0).to(tl.int64) * (H * D) + offset
+        tl.store(PART_ATT + where, tl.sum(grad_att, 0) * factor, mask=exists)
 
 
-@triton.jit(do_not_specialize=_RUNTIME)
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=SCALARS)
 def column_kernel(
-    Q, K, V, BIAS, GATE, SEED, GRAD_OUT, STATS, GRAD_K, GRAD_V, INDEX, EDGE, ROW, BEGIN, END, PART_K, PART_V,
-    num_runs, num_parts, q_n, k_n, v_n, bias_e, bias_h,
-    scale, scale_low, clamp, clamp_low, inverse_keep, inverse_keep_low, threshold,
+    Q, K, V, BIAS, GATE, ATT, SEED, GRAD_OUT, GRAD_PRODUCT, STATS, GRAD_K, GRAD_V,
+    INDEX, EDGE, ROW, BEGIN, END, PART_K, PART_V,
+    num_runs, num_parts, q_n, k_n, v_n, bias_e, bias_h, scale, scale_low, clamp, clamp_low,
+    negative_slope, negative_slope_low, inverse_keep, inverse_keep_low, threshold,
     H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, HB: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
-    R: tl.constexpr, U: tl.constexpr, CLAMPED: tl.constexpr, ACC: tl.constexpr,
+    R: tl.constexpr, U: tl.constexpr, ADDITIVE: tl.constexpr, CLAMPED: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Rows are sources, INDEX holds targets."""
     run, row, begin, end = load_runs(ROW, BEGIN, END, num_runs, R)
@@ -129,46 +156,40 @@ def column_kernel(
     v_offset, v_exists = channels(head, H, DV, HB, DVP)
     factor = join(scale, scale_low, ACC)
     bound = join(clamp, clamp_low, ACC)
+    slant = join(negative_slope, negative_slope_low, ACC)
     inverse = join(inverse_keep, inverse_keep_low, ACC)
 
     valid = row >= 0
-    mask = valid[:, None, None] & exists[None, :, :]
-    k = tl.load(K + (row * k_n)[:, None, None] + offset[None, :, :], mask=mask, other=0.0).to(ACC) * factor
-    mask = valid[:, None, None] & v_exists[None, :, :]
-    v = tl.load(V + (row * v_n)[:, None, None] + v_offset[None, :, :], mask=mask, other=0.0).to(ACC)
+    k = load_rows(K, row, k_n, offset, exists, valid, ACC)
+    att = None
+    if ADDITIVE:
+        att = load_att(ATT, offset, exists, factor, HB, DP, ACC)
+    else:
+        k *= factor
+    v = load_rows(V, row, v_n, v_offset, v_exists, valid, ACC)
 
     grad_k = tl.zeros([R, HB, DP], ACC)
     grad_v = tl.zeros([R, HB, DVP], ACC)
-    for step in range(0, tl.max(end - begin, 0), U):
-        at = begin[:, None] + (step + tl.arange(0, U))[None, :]
+    next_at = begin[:, None] + tl.arange(0, U)[None, :]
+    next_index = tl.load(INDEX + next_at, mask=next_at < end[:, None], other=0)
+    for _ in range(0, tl.max(end - begin, 0), U):
+        at = next_at
         there = at < end[:, None]
-        target = tl.load(INDEX + at, mask=there, other=0).to(tl.int64)
-        edge_mask = there[:, None, :, None]
-        qk_mask = edge_mask & exists[None, :, None, :]
-        q = tl.load(
-            Q + (target * q_n)[:, None, :, None] + offset[None, :, None, :],
-            mask=qk_mask,
-            other=0.0,
-        ).to(ACC)
-        grad_out = tl.load(
-            GRAD_OUT + (target * (H * DV))[:, None, :, None] + v_offset[None, :, None, :],
-            mask=edge_mask & v_exists[None, :, None, :],
-            other=0.0,
-        ).to(ACC)
+        target = next_index.to(tl.int64)
+        # Asked for one step ahead: rows can be gathered as soon as the step begins.
+        next_at = at + U
+        next_index = tl.load(INDEX + next_at, mask=next_at < end[:, None], other=0)
+        q = gather_rows(Q, target, q_n, offset, exists, there, ACC)
+        grad_out = gather_rows(GRAD_OUT, target, H * DV, v_offset, v_exists, there, ACC)
         at_head = (target * H)[:, None, :] + head[None, :, None]
         head_mask = there[:, None, :] & (head < H)[None, :, None]
-        lse = tl.load(STATS + at_head * 2, mask=head_mask, other=0.0)
-        delta = tl.load(STATS + at_head * 2 + 1, mask=head_mask, other=0.0)
-        edge = at.to(tl.int64)
-        if EDGE is not None:
-            edge = tl.load(EDGE + at, mask=there, other=0).to(tl.int64)
+        lse, delta = load_stats(STATS, at_head, head_mask, ACC)
+        edge = load_edges(EDGE, at, there)
+        gate = None
         if GATE is not None:
-            q *= tl.load(
-                GATE + (edge * (H * D))[:, None, :, None] + offset[None, :, None, :],
-                mask=qk_mask,
-                other=0.0,
-            ).to(ACC)
-        score = scores(k[:, :, None, :] * q, BIAS, bias_e, bias_h, edge, there, head, H)
+            gate = gather_rows(GATE, edge, H * D, offset, exists, there, ACC)
+        terms, total = terms_of(k, q, gate, att, slant, ADDITIVE)
+        score = sum_scores(terms, BIAS, bias_e, bias_h, edge, there, head, H)
         clamped = score
         if CLAMPED:
             clamped = bounded(score, bound)
@@ -182,10 +203,19 @@ def column_kernel(
         slope = weight * (slope - delta)
         if CLAMPED:
             slope = tl.where(tl.abs(score) <= bound, slope, 0.0)
-        grad_k += tl.sum(slope[:, :, :, None] * q, 2)
+        if ADDITIVE:
+            grad_k += tl.sum(slope[:, :, :, None] * _steepness(total, att, slant), 2)
+        else:
+            grad_terms = slope[:, :, :, None]
+            if GRAD_PRODUCT is not None:
+                grad_terms += gather_rows(GRAD_PRODUCT, edge, H * D, offset, exists, there, ACC)
+            if GATE is not None:
+                q *= gate
+            grad_k += tl.sum(grad_terms * q, 2)
         grad_v += tl.sum(kept[:, :, :, None] * grad_out, 2)
 
-    grad_k *= factor
+    if not ADDITIVE:
+        grad_k *= factor
     whole = valid & (run >= num_parts)
     store_rows(GRAD_K, row, H * D, offset, exists, grad_k, whole)
     store_rows(GRAD_V, row, H * DV, v_offset, v_exists, grad_v, whole)

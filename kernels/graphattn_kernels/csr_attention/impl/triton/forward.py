@@ -8,74 +8,75 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from graphattn_kernels._triton import join
 from graphattn_kernels.csr_attention.impl.triton.primitives import (
+    RUNTIME,
+    SCALARS,
     bounded,
     channels,
     dropout_factor,
-    join,
+    gather_rows,
+    load_att,
+    load_edges,
+    load_rows,
     load_runs,
-    scores,
+    store_edges,
     store_rows,
+    sum_scores,
+    terms_of,
 )
 
 __all__ = ["attend_kernel", "merge_kernel"]
 
-_RUNTIME = ["num_runs", "num_parts", "threshold"]
 
-
-@triton.jit(do_not_specialize=_RUNTIME)
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=SCALARS)
 def attend_kernel(
-    Q, K, V, BIAS, GATE, SEED, OUT, LSE, INDEX, EDGE, ROW, BEGIN, END, PART_MAX, PART_SUM, PART_OUT,
-    num_runs, num_parts, q_n, k_n, v_n, bias_e, bias_h,
-    scale, scale_low, clamp, clamp_low, inverse_keep, inverse_keep_low, threshold,
+    Q, K, V, BIAS, GATE, ATT, SEED, OUT, LSE, PRODUCT, INDEX, EDGE, ROW, BEGIN, END, PART_MAX, PART_SUM, PART_OUT,
+    num_runs, num_parts, q_n, k_n, v_n, bias_e, bias_h, scale, scale_low, clamp, clamp_low,
+    negative_slope, negative_slope_low, inverse_keep, inverse_keep_low, threshold,
     H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, HB: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
-    R: tl.constexpr, U: tl.constexpr, CLAMPED: tl.constexpr, ACC: tl.constexpr,
+    R: tl.constexpr, U: tl.constexpr, ADDITIVE: tl.constexpr, CLAMPED: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Rows are targets. Whole rows give OUT and LSE; parts give their maximum, sum and unnormalised output."""
     run, row, begin, end = load_runs(ROW, BEGIN, END, num_runs, R)
     head = tl.program_id(1) * HB + tl.arange(0, HB)
     offset, exists = channels(head, H, D, HB, DP)
     v_offset, v_exists = channels(head, H, DV, HB, DVP)
+    factor = join(scale, scale_low, ACC)
     bound = join(clamp, clamp_low, ACC)
+    slant = join(negative_slope, negative_slope_low, ACC)
     inverse = join(inverse_keep, inverse_keep_low, ACC)
 
     valid = row >= 0
-    q = tl.load(
-        Q + (row * q_n)[:, None, None] + offset[None, :, :],
-        mask=valid[:, None, None] & exists[None, :, :],
-        other=0.0,
-    ).to(ACC) * join(scale, scale_low, ACC)
+    q = load_rows(Q, row, q_n, offset, exists, valid, ACC)
+    att = None
+    if ADDITIVE:
+        att = load_att(ATT, offset, exists, factor, HB, DP, ACC)
+    else:
+        q *= factor
     top = tl.full([R, HB], float("-inf"), ACC)
     total = tl.zeros([R, HB], ACC)
     out = tl.zeros([R, HB, DVP], ACC)
 
-    for step in range(0, tl.max(end - begin, 0), U):
-        at = begin[:, None] + (step + tl.arange(0, U))[None, :]
+    next_at = begin[:, None] + tl.arange(0, U)[None, :]
+    next_index = tl.load(INDEX + next_at, mask=next_at < end[:, None], other=0)
+    for _ in range(0, tl.max(end - begin, 0), U):
+        at = next_at
         there = at < end[:, None]
-        source = tl.load(INDEX + at, mask=there, other=0).to(tl.int64)
-        edge_mask = there[:, None, :, None]
-        qk_mask = edge_mask & exists[None, :, None, :]
-        k = tl.load(
-            K + (source * k_n)[:, None, :, None] + offset[None, :, None, :],
-            mask=qk_mask,
-            other=0.0,
-        ).to(ACC)
-        v = tl.load(
-            V + (source * v_n)[:, None, :, None] + v_offset[None, :, None, :],
-            mask=edge_mask & v_exists[None, :, None, :],
-            other=0.0,
-        ).to(ACC)
-        edge = at.to(tl.int64)
-        if EDGE is not None:
-            edge = tl.load(EDGE + at, mask=there, other=0).to(tl.int64)
-        product = q[:, :, None, :] * k
+        source = next_index.to(tl.int64)
+        # Asked for one step ahead: rows can be gathered as soon as the step begins.
+        next_at = at + U
+        next_index = tl.load(INDEX + next_at, mask=next_at < end[:, None], other=0)
+        k = gather_rows(K, source, k_n, offset, exists, there, ACC)
+        v = gather_rows(V, source, v_n, v_offset, v_exists, there, ACC)
+        edge = load_edges(EDGE, at, there)
+        gate = None
         if GATE is not None:
-            product *= tl.load(
-                GATE + (edge * (H * D))[:, None, :, None] + offset[None, :, None, :],
-                mask=qk_mask,
-                other=0.0,
-            ).to(ACC)
-        score = scores(product, BIAS, bias_e, bias_h, edge, there, head, H)
+            gate = gather_rows(GATE, edge, H * D, offset, exists, there, ACC)
+        terms, _ = terms_of(q, k, gate, att, slant, ADDITIVE)
+        if PRODUCT is not None:
+            store_edges(PRODUCT, edge, H * D, offset, exists, terms, there)
+        score = sum_scores(terms, BIAS, bias_e, bias_h, edge, there, head, H)
         if CLAMPED:
             score = bounded(score, bound)
         score = tl.where(there[:, None, :], score, float("-inf"))

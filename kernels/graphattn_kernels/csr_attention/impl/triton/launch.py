@@ -2,214 +2,215 @@
 
 from __future__ import annotations
 
-import struct
-from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from graphattn_kernels._segment import accumulate_dtype
+from graphattn_kernels._schedule import Schedule, schedule_of
+from graphattn_kernels._triton import aligned, guard, launch, next_power_of_2, split
 from graphattn_kernels.csr_attention.impl.triton.backward import column_kernel, row_kernel, sum_kernel
 from graphattn_kernels.csr_attention.impl.triton.forward import attend_kernel, merge_kernel
-from graphattn_kernels.csr_attention.impl.triton.schedule import Schedule, schedule_of
+from graphattn_kernels.csr_attention.inputs import Inputs, contiguous_like
 from graphattn_kernels.structure import Structure, View
 
 __all__ = ["backward", "forward"]
 
-_TILE = 256  # channels of one program: eight for each lane of its one warp, 16 bytes of a half type
-_FORWARD_UNROLL, _BACKWARD_UNROLL = 4, 2  # edges of a row in flight
 _MERGE_PROGRAMS = 1024
 _MERGE_PARTS = 16
 
 
-class _Tile(NamedTuple):
-    heads: int
-    rows: int
-    width: int
-    v_width: int
+class _Pass(NamedTuple):
+    """A kernel and the shape of its work. Tuned on an H200 (see experiments/benchmarks): differences of a few percent,
+    save that one head at a time pays in the forward pass where a head alone fills a line of 128 bytes."""
+
+    kernel: Any
+    slice_bytes: int
+    """Of a gathered row that a program takes at once: as many heads as that makes."""
+    unroll: int
+    """Edges of a row in flight."""
+    lane_bytes: int = 16
+    """Of a row that each lane of the one warp loads at once."""
 
 
-def _tile(q: Tensor, v: Tensor) -> _Tile:
-    """All heads of a row at once where they fit: measured faster than passes over fewer heads (H200, d = 16 and 64)."""
-    width, v_width = triton.next_power_of_2(q.shape[2]), triton.next_power_of_2(v.shape[2])
-    widest = max(width, v_width)
-    tile = _TILE // 2 if v.dtype == torch.float64 else _TILE
-    heads = min(triton.next_power_of_2(q.shape[1]), max(1, tile // widest))
-    return _Tile(heads, max(1, tile // (heads * widest)), width, v_width)
+_FORWARD = _Pass(attend_kernel, 256, 2)
+_ROW = _Pass(row_kernel, 512, 2)
+_COLUMN = _Pass(column_kernel, 512, 1)
 
 
-def _split(x: float) -> tuple[float, float]:
-    """Two numbers that float32 holds and whose sum is ``x`` to 48 bits: Triton passes floats as float32."""
-    high = struct.unpack("f", struct.pack("f", x))[0]
-    return high, x - high
+def _tuned(step: _Pass, dtype: torch.dtype, width: int, widest: int, additive: bool) -> _Pass:
+    if step is _FORWARD and additive and width == 1:  # GAT gathers values only: twice as many for each index
+        return step._replace(slice_bytes=1024, unroll=1 if widest >= 64 else 2, lane_bytes=32)
+    if step is _FORWARD and not additive and widest * dtype.itemsize >= 128:
+        return step._replace(slice_bytes=128)
+    if step is _ROW and additive:
+        return step._replace(unroll=1)
+    if step is _COLUMN and dtype.itemsize > 2:
+        return step._replace(slice_bytes=256, unroll=2)
+    return step
+
+
+@lru_cache(256)
+def _constants(
+    step: _Pass, dtype: torch.dtype, heads: int, width: int, v_width: int, additive: bool, clamped: bool
+) -> dict[str, Any]:
+    """The constexpr arguments of a kernel: a program is one warp."""
+    padded, v_padded = next_power_of_2(width), next_power_of_2(v_width)
+    widest = max(padded, v_padded)
+    step = _tuned(step, dtype, width, widest, additive)
+    channels = 32 * step.lane_bytes // dtype.itemsize
+    together = min(next_power_of_2(heads), max(1, min(channels, step.slice_bytes // dtype.itemsize) // widest))
+    return {
+        "H": heads,
+        "D": width,
+        "DV": v_width,
+        "HB": together,
+        "DP": padded,
+        "DVP": v_padded,
+        "R": max(1, channels // (together * widest)),
+        "U": step.unroll,
+        "ADDITIVE": additive,
+        "CLAMPED": clamped,
+        "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
+        "num_warps": 1,
+    }
+
+
+@lru_cache(256)
+def _scalars(scale: float, clamp: float, negative_slope: float, dropout_p: float) -> tuple[float | int, ...]:
+    threshold = int(dropout_p * 2**32)
+    return (
+        *split(scale),
+        *split(clamp),
+        *split(negative_slope),
+        *split(1.0 / (1.0 - dropout_p)),
+        threshold - 2**32 if threshold >= 2**31 else threshold,  # the bits of an unsigned number
+    )
 
 
 def _rows(x: Tensor) -> Tensor:
     """``x [N, H, D]`` with its rows dense; the stride between rows is free, as in a packed projection."""
-    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+    dense = x.is_contiguous() or (x.stride(2) == 1 and x.stride(1) == x.shape[2])
+    return aligned(x if dense else x.contiguous())
 
 
-def _guard(x: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+def _dense(x: Tensor | None) -> Tensor | None:
+    return None if x is None else aligned(x.contiguous())
 
 
 class _Call:
     """The arguments that all three kernels take, prepared once."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        edge_bias: Tensor | None,
-        edge_gate: Tensor | None,
-        scale: float,
-        clamp: float | None,
-        dropout_p: float,
-        dropout_seed: Tensor | None,
-    ) -> None:
-        self.q, self.k, self.v = _rows(q), _rows(k), _rows(v)
-        gate = None if edge_gate is None else edge_gate.contiguous()
-        seed = dropout_seed if dropout_p else None
-        self.inputs = self.q, self.k, self.v, edge_bias, gate, seed
-        threshold = int(dropout_p * 2**32)
-        self.numbers = (
-            self.q.stride(0),
-            self.k.stride(0),
-            self.v.stride(0),
-            *((0, 0) if edge_bias is None else edge_bias.stride()),
-            *_split(scale),
-            *_split(0.0 if clamp is None else clamp),
-            *_split(1.0 / (1.0 - dropout_p)),
-            threshold - 2**32 if threshold >= 2**31 else threshold,  # the bits of an unsigned number
+    def __init__(self, inputs: Inputs, *more: Tensor | None) -> None:
+        q, k, v = _rows(inputs.q), _rows(inputs.k), _rows(inputs.v)
+        bias, gate, att, seed = inputs.edge_bias, _dense(inputs.edge_gate), _dense(inputs.att), inputs.dropout_seed
+        self.q, self.dtype = q, inputs.dtype
+        self.tensors = (q, k, v, bias, gate, att, seed)
+        strides = q.stride(0), k.stride(0), v.stride(0)
+        scalars = _scalars(inputs.scale, inputs.clamp or 0.0, inputs.negative_slope or 0.0, inputs.dropout_p)
+        self.numbers = (*strides, *((0, 0) if bias is None else bias.stride()), *scalars)
+        self.shape = (q.dtype, q.shape[1], q.shape[2], v.shape[2], inputs.additive, inputs.clamp is not None)
+        # All that the kernels are compiled for, save what belongs to a graph.
+        self.kind = (
+            self.shape,
+            q.get_device(),
+            tuple([(n == 1, n % 16 == 0) for n in strides]),
+            tuple([x is None for x in (bias, gate, att, seed, *more)]),
+            inputs.need_product,
         )
-        self.tile = _tile(self.q, self.v)
-        self.dtype = accumulate_dtype(q.dtype)
-        self.acc = tl.float64 if self.dtype == torch.float64 else tl.float32
-        self.constants = {
-            "H": q.shape[1],
-            "D": q.shape[2],
-            "DV": v.shape[2],
-            "HB": self.tile.heads,
-            "DP": self.tile.width,
-            "DVP": self.tile.v_width,
-            "R": self.tile.rows,
-            "CLAMPED": clamp is not None,
-            "ACC": self.acc,
-            "num_warps": 1,
-        }
-        # Bias, gate and dropout are indexed by the caller's edge numbers.
-        self.needs_edges = edge_bias is not None or gate is not None or seed is not None
+        # Edge tensors and dropout are indexed by the caller's edge numbers.
+        self.needs_edges = inputs.need_product or not (bias is None and gate is None and seed is None)
 
-    def run(self, kernel: Any, view: View, schedule: Schedule, arrays: tuple, parts: tuple, unroll: int) -> None:
+    def run(self, step: _Pass, view: View, schedule: Schedule, arrays: tuple[Any, ...], parts: tuple[Any, ...]) -> None:
         """Launch over the runs of ``schedule``; ``arrays`` follow the inputs, ``parts`` the schedule."""
-        runs = schedule.row.shape[0]
-        grid = triton.cdiv(runs, self.tile.rows), triton.cdiv(self.q.shape[1], self.tile.heads)
-        if runs == 0 or grid[1] == 0:
-            return
         edge_id = view.edge_id if self.needs_edges else None
-        kernel[grid](
-            *self.inputs, *arrays, view.index, edge_id, *schedule[:3], *parts,
-            runs, schedule.num_parts, *self.numbers, U=unroll, **self.constants,
-        )  # fmt: skip
+        row, begin, end, num_parts, hubs = schedule
+        launch(
+            step.kernel,
+            self.grid(step, schedule),
+            (*self.tensors, *arrays, view.index, edge_id, row, begin, end, *parts, row.shape[0], num_parts)
+            + self.numbers,
+            _constants(step, *self.shape),
+            (self.kind, step, view.index.dtype, edge_id is None, hubs is None),
+        )
 
-    def parts(self, schedule: Schedule, *shape: int) -> Tensor | None:
+    def grid(self, step: _Pass, schedule: Schedule) -> tuple[int, int, int]:
+        """Programs: tiles of rows, groups of heads."""
+        constants = _constants(step, *self.shape)
+        return -(-schedule.row.shape[0] // constants["R"]), -(-constants["H"] // constants["HB"]), 1
+
+    def parts(self, schedule: Schedule, *shapes: tuple[int, ...]) -> tuple[Tensor | None, ...]:
         """Room for what the parts of hubs give."""
         if schedule.hubs is None:
-            return None
-        return self.q.new_empty((schedule.num_parts, *shape), dtype=self.dtype)
+            return (None,) * len(shapes)
+        return tuple(self.q.new_empty((schedule.num_parts, *shape), dtype=self.dtype) for shape in shapes)
 
 
-def forward(
-    structure: Structure,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    edge_bias: Tensor | None,
-    edge_gate: Tensor | None,
-    scale: float,
-    clamp: float | None,
-    dropout_p: float,
-    dropout_seed: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """See the API. Returns output and log-sum-exp."""
+def forward(structure: Structure, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor | None]:
+    """See the API. Returns output, log-sum-exp and, where it is wanted, the product."""
     view = structure.by_target
-    heads, v_width = v.shape[1:]
-    with _guard(q):
-        call = _Call(q, k, v, edge_bias, edge_gate, scale, clamp, dropout_p, dropout_seed)
+    heads, v_width = inputs.v.shape[1:]
+    with guard(inputs.q):
+        call = _Call(inputs)
         schedule = schedule_of(view)
-        out = v.new_empty((view.num_owners, heads, v_width))
-        lse = q.new_empty((view.num_owners, heads), dtype=call.dtype)
-        parts = (
-            call.parts(schedule, heads),
-            call.parts(schedule, heads),
-            call.parts(schedule, heads, v_width),
-        )
-        call.run(attend_kernel, view, schedule, (out, lse), parts, _FORWARD_UNROLL)
+        out = inputs.v.new_empty((view.num_owners, heads, v_width))
+        lse = inputs.q.new_empty((view.num_owners, heads), dtype=call.dtype)
+        product = inputs.new_product(view.num_edges)
+        parts = call.parts(schedule, (heads,), (heads,), (heads, v_width))
+        call.run(_FORWARD, view, schedule, (out, lse, product), parts)
         if schedule.hubs is not None:
-            merge_kernel[(min(schedule.hubs.row.shape[0], _MERGE_PROGRAMS), heads)](
-                out, lse, *parts, *schedule.hubs,
-                H=heads, DV=v_width, DVP=call.tile.v_width, B=_MERGE_PARTS, ACC=call.acc, num_warps=1,
-            )  # fmt: skip
-    return out, lse
+            constants = _constants(_FORWARD, *call.shape)
+            launch(
+                merge_kernel,
+                (min(schedule.hubs.row.shape[0], _MERGE_PROGRAMS), heads, 1),
+                (out, lse, *parts, *schedule.hubs),
+                {"H": heads, "DV": v_width, "DVP": constants["DVP"], "B": _MERGE_PARTS, "ACC": constants["ACC"]}
+                | {"num_warps": 1},
+            )
+    return out, lse, product
 
 
 def backward(
     structure: Structure,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    edge_bias: Tensor | None,
-    edge_gate: Tensor | None,
-    scale: float,
-    clamp: float | None,
-    dropout_p: float,
-    dropout_seed: Tensor | None,
+    inputs: Inputs,
     out: Tensor,
     lse: Tensor,
     grad_out: Tensor,
-    grad_lse: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, edge_bias and edge_gate (empty for an absent one)."""
-    heads, width, v_width = q.shape[1], q.shape[2], v.shape[2]
-    with _guard(q):
-        call = _Call(q, k, v, edge_bias, edge_gate, scale, clamp, dropout_p, dropout_seed)
-        grad_out, grad_lse = grad_out.contiguous(), grad_lse.contiguous()
-        grad_q, grad_k, grad_v = _dense_like(q), _dense_like(k), _dense_like(v)
-        grad_bias = None if edge_bias is None else _dense_like(edge_bias)
-        grad_gate = None if edge_gate is None else _dense_like(edge_gate)
+    grad_lse: Tensor | None,
+    grad_product: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of q, k, v, edge_bias, edge_gate and att (``None`` for an absent one)."""
+    q, att = inputs.q, inputs.att
+    heads, width, v_width = q.shape[1], q.shape[2], inputs.v.shape[2]
+    with guard(q):
+        grad_out = aligned(grad_out.contiguous())
+        grad_lse, grad_product = _dense(grad_lse), _dense(grad_product)
+        call = _Call(inputs, grad_lse, grad_product)
+        call.needs_edges |= grad_product is not None
+        grads = [contiguous_like(x) for x in inputs.differentiable()]
+        grad_q, grad_k, grad_v, grad_bias, grad_gate, _ = grads
+        assert grad_q is not None and grad_k is not None and grad_v is not None
         stats = lse.new_empty((*lse.shape, 2))
 
         view = structure.by_target
         schedule = schedule_of(view)
-        part_q = call.parts(schedule, heads, width)
-        row_arrays = (out, lse, grad_out, grad_lse, stats, grad_q, grad_bias, grad_gate)
-        call.run(row_kernel, view, schedule, row_arrays, (part_q,), _BACKWARD_UNROLL)
-        _sum_hubs(call, schedule, (grad_q, part_q))
+        parts = call.parts(schedule, (heads, width))
+        part_att = None if att is None else q.new_empty((call.grid(_ROW, schedule)[0], heads, width), dtype=call.dtype)
+        saved = (out, lse, grad_out, grad_lse, grad_product, stats)
+        call.run(_ROW, view, schedule, (*saved, grad_q, grad_bias, grad_gate, part_att), parts)
+        _sum_hubs(call, schedule, (grad_q, parts[0]))
+        if part_att is not None:
+            grads[5] = part_att.sum(0).to(q.dtype)
+        del parts, part_att  # their room serves the next pass
 
         view = structure.by_source
         schedule = schedule_of(view)
-        part_k = call.parts(schedule, heads, width)
-        part_v = call.parts(schedule, heads, v_width)
-        column_arrays = (grad_out, stats, grad_k, grad_v)
-        call.run(column_kernel, view, schedule, column_arrays, (part_k, part_v), _BACKWARD_UNROLL)
-        _sum_hubs(call, schedule, (grad_k, part_k), (grad_v, part_v))
-    absent = q.new_empty(0)
-    return (
-        grad_q,
-        grad_k,
-        grad_v,
-        absent if grad_bias is None else grad_bias,
-        absent if grad_gate is None else grad_gate,
-    )
-
-
-def _dense_like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+        parts = call.parts(schedule, (heads, width), (heads, v_width))
+        call.run(_COLUMN, view, schedule, (grad_out, grad_product, stats, grad_k, grad_v), parts)
+        _sum_hubs(call, schedule, (grad_k, parts[0]), (grad_v, parts[1]))
+    return tuple(grads)
 
 
 def _sum_hubs(
@@ -222,9 +223,11 @@ def _sum_hubs(
         return
     x, y = first[0], second[0]
     x_width, y_width = x.shape[1] * x.shape[2], 0 if y is None else y.shape[1] * y.shape[2]
-    block = min(128, triton.next_power_of_2(max(x_width, y_width)))
-    grid = min(schedule.hubs.row.shape[0], _MERGE_PROGRAMS), triton.cdiv(max(x_width, y_width), block)
-    sum_kernel[grid](
-        *first, *second, *schedule.hubs,
-        WX=x_width, WY=y_width, B=_MERGE_PARTS, BW=block, ACC=call.acc, num_warps=1,
-    )  # fmt: skip
+    block = min(128, next_power_of_2(max(x_width, y_width)))
+    acc = tl.float64 if call.dtype == torch.float64 else tl.float32
+    launch(
+        sum_kernel,
+        (min(schedule.hubs.row.shape[0], _MERGE_PROGRAMS), -(-max(x_width, y_width) // block), 1),
+        (*first, *second, *schedule.hubs),
+        {"WX": x_width, "WY": y_width, "B": _MERGE_PARTS, "BW": block, "ACC": acc, "num_warps": 1},
+    )

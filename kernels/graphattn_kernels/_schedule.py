@@ -6,15 +6,18 @@ can be made inside a CUDA graph.
 
 from __future__ import annotations
 
+import weakref
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from graphattn_kernels.structure import View
 
 __all__ = ["Hubs", "Schedule", "chunk_size", "make_schedule", "schedule_of"]
+
+_HAS_TRITON = find_spec("triton") is not None
 
 
 class Hubs(NamedTuple):
@@ -46,7 +49,7 @@ class Schedule(NamedTuple):
 def chunk_size(num_edges: int) -> int:
     """Edges in a part of a hub: few enough that no program runs much longer than the others, and more where there
     are so many edges that the parts (bounded by ``2 E / chunk``) would need much memory."""
-    return 256 if num_edges < 1 << 24 else 1024
+    return 256 if num_edges < 1 << 24 else 2048
 
 
 def make_schedule(ptr: Tensor, num_edges: int, chunk: int) -> Schedule:
@@ -60,6 +63,10 @@ def make_schedule(ptr: Tensor, num_edges: int, chunk: int) -> Schedule:
         num_edges: E.
         chunk: Longest run.
     """
+    if ptr.is_cuda and _HAS_TRITON:
+        from graphattn_kernels import _schedule_triton
+
+        return _schedule_triton.make_schedule(ptr, num_edges, chunk)
     degree = ptr.diff()
     # Degrees beyond the chunk need no order among themselves: a narrow key makes a short radix sort.
     key = degree.clamp(max=chunk + 1).to(torch.int16 if chunk < 2**15 - 1 else torch.int32)
@@ -120,18 +127,22 @@ class _Entry:
         return self.schedule
 
 
-# One schedule for each pointer array that is alive. A Structure is immutable, so identity is enough.
-_schedules: WeakIdKeyDictionary = WeakIdKeyDictionary()
+# One schedule for each pointer array that is alive; a Structure is immutable, so identity is enough. By the address of
+# the object, because a WeakKeyDictionary takes as long as a kernel launch.
+_schedules: dict[int, tuple[weakref.ref[Tensor], _Entry]] = {}
 
 
 def schedule_of(view: View) -> Schedule:
     """The schedule of a view, made once."""
+    ptr = view.ptr
+    known = _schedules.get(id(ptr))
+    capturing = ptr.is_cuda and torch.cuda.is_current_stream_capturing()
+    if known is not None and known[0]() is ptr and known[1].chunk == chunk_size(view.num_edges):
+        return known[1].schedule if capturing else known[1].latest()
     chunk = chunk_size(view.num_edges)
-    capturing = view.ptr.is_cuda and torch.cuda.is_current_stream_capturing()
-    entry = _schedules.get(view.ptr)
-    if entry is None or entry.chunk != chunk:
-        schedule = make_schedule(view.ptr, view.num_edges, chunk)
-        if capturing:  # its memory belongs to the CUDA graph, so nobody else may use it
-            return schedule
-        entry = _schedules[view.ptr] = _Entry(schedule, chunk)
-    return entry.schedule if capturing else entry.latest()
+    schedule = make_schedule(ptr, view.num_edges, chunk)
+    if capturing:  # its memory belongs to the CUDA graph, so nobody else may use it
+        return schedule
+    key, entry = id(ptr), _Entry(schedule, chunk)
+    _schedules[key] = weakref.ref(ptr, lambda _: _schedules.pop(key, None)), entry
+    return entry.latest()

@@ -1,0 +1,1 @@
+"""Attention over token graphs, timed against other libraries: ``python -m experiments.benchmarks``."""

@@ -1,0 +1,48 @@
+"""Tiles on tensor cores: ``block_attention`` over pairs of blocks of tokens that share an edge."""
+
+from __future__ import annotations
+
+from graphattn.backends.base import Backend, Call, Result, reason_in, waits_for_nothing
+from graphattn.backends.plain import Layout, lacks
+from graphattn.errors import BackendError
+from graphattn.graph.prepared import blocks_of
+from graphattn_kernels import backends as kernels
+from graphattn_kernels.block_attention.api import block_attention, select
+
+__all__ = ["Tiles"]
+
+
+class Tiles(Backend):
+    """Any graph without duplicate edges; made for those that are dense in places. A pattern is not listed."""
+
+    name = "tiles"
+    about = "Triton kernels for CUDA over tiles of the graph, on tensor cores"
+    operation = "block_attention"
+
+    def missing(self) -> str | None:
+        return kernels.status()["triton"]
+
+    def lacks(self, call: Call) -> str | None:
+        """The part of :meth:`reason` that does not depend on the edges; waits for nothing."""
+        reason = lacks(call, clamp=True, lse=True) or Layout.reason(call)
+        if reason is not None:
+            return reason
+        try:
+            select("triton", call.q, call.v)
+        except BackendError as error:
+            return reason_in(error)
+        return None
+
+    def reason(self, call: Call) -> str | None:
+        graph, reason = call.graph, self.lacks(call)
+        if reason is not None or graph._blocks is not None:
+            return reason
+        if waits_for_nothing(call.device):
+            return "its tiles are not built; call graph.prepare('tiles') before compiling or capturing"
+        return "the graph has duplicate edges, and tiles hold each edge once" if graph.has_duplicates else None
+
+    def run(self, call: Call) -> Result:
+        layout = Layout(call.graph, call.q)
+        q, k, v = (layout.fold(x) for x in (call.q, call.k, call.v))
+        out, lse = block_attention(blocks_of(call.graph), q, k, v, scale=call.scale, clamp=call.clamp, backend="triton")
+        return Result(layout.unfold(out), layout.unfold(lse) if call.need_lse else None)

@@ -1,0 +1,152 @@
+"""What attention builds on a graph once and finds again: sorted views, schedules, tiles; and whether tiles suit it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from graphattn.errors import ArgumentError
+from graphattn.graph.block_mask import to_block_mask
+from graphattn.graph.order import image_tiles
+from graphattn.graph.pattern import Pattern
+from graphattn.graph.rules import Causal, Complete, Grid
+from graphattn.graph.tiles import DuplicateEdgesError
+from graphattn.graph.tiling import Order, make_blocks
+from graphattn.graph.token_graph import TokenGraph
+from graphattn_kernels._schedule import schedule_of
+from graphattn_kernels.blocks import Blocks
+
+__all__ = ["block_size", "blocks_of", "estimated_fill", "flex_mask_of", "prepare", "suitable_blocks"]
+
+# Share of the pairs in tiles from which tiles beat a walk along the edges, which takes time for every channel of an
+# edge where a tile takes the same for 16 channels as for 64. Measured on an H200 with experiments/benchmarks, forward /
+# with backward. 64 channels a head: image grid in squares of 8 x 8, 8.5 % full, tiles 0.48 / 1.8 ms, edges 1.55 / 5.1
+# ms; masks of 197 tokens, 6 % full, tiles 36 / 135 us, edges 98 / 244 us. 10 channels: graphs of 118 tokens, 38 % full,
+# tiles 37 / 118 us, edges 93 / 329 us. 16 channels: molecules, 5 % full, tiles 42 / 163 us, edges 13 / 40 us.
+_LEAST_FILL, _MOST_FILL = 0.05, 0.2
+
+
+def least_fill(width: int | None) -> float:
+    """Share of the pairs in tiles that must be edges for tiles to be taken, for heads of ``width`` channels."""
+    return _LEAST_FILL if width is None else min(_MOST_FILL, max(_LEAST_FILL, 3.2 / width))
+
+
+# Tokens in a block, by the tokens of a member. Small blocks waste less of a small member, large ones load keys and
+# values less often. Measured on an H200, 128 graphs of about 118 tokens, 10 channels a head, forward + backward: blocks
+# of 32, 64 and 128 tokens 124, 118 and 176 us; masks of 197 tokens, 64 channels: 201, 150 and 187 us.
+BLOCK_SIZES = ((32, 32), (2048, 64))
+LARGEST_BLOCK = 128
+
+_CELLS = 8  # side of the squares that the tokens of a grid are taken in
+
+
+def prepare(graph: TokenGraph, backend: str, block: int | tuple[int, int] | None, order: Order) -> None:
+    """See :meth:`TokenGraph.prepare`."""
+    if backend == "tiles":
+        graph._blocks = _make(graph, block, order)
+        graph._tile_fill = math.inf  # whatever it is, tiles are wanted
+        return
+    if block is not None or order is not None:
+        raise ArgumentError(f"block and order are for backend 'tiles', got backend {backend!r}")
+    if backend == "flex":
+        flex_mask_of(graph)
+        return
+    on_cuda = graph.device.type == "cuda"
+    if backend in ("sdpa", "flash"):
+        return
+    if backend == "auto" and on_cuda:
+        if _is_dense(graph.pattern):
+            return
+        if suitable_blocks(graph) is not None and (graph._tile_fill or 0.0) >= _MOST_FILL:
+            return  # heads of any width take the tiles
+    structure = graph.structure
+    if on_cuda:
+        schedule_of(structure.by_target)
+        schedule_of(structure.by_source)
+
+
+def blocks_of(graph: TokenGraph) -> Blocks:
+    """The tiles of a graph, built at first use.
+
+    Raises:
+        ArgumentError: If the graph has duplicate edges.
+    """
+    if graph._blocks is None:
+        graph._blocks = _make(graph, None, None)
+    return graph._blocks
+
+
+def flex_mask_of(graph: TokenGraph) -> Any:
+    """The ``BlockMask`` of a graph, built at first use.
+
+    Raises:
+        ArgumentError: If the graph has duplicate edges.
+    """
+    if graph._flex_mask is None:
+        graph._flex_mask = to_block_mask(graph)
+    return graph._flex_mask
+
+
+def suitable_blocks(graph: TokenGraph, width: int | None = None) -> Blocks | None:
+    """The tiles of a graph whose tiles are full enough to attend by; ``None``: walk along its edges.
+
+    Compiled code and CUDA graphs must not wait for the device, and take tiles only where they are there already.
+
+    Args:
+        graph: The graph.
+        width: Channels of a head; ``None``: as many as favour tiles.
+    """
+    if torch.compiler.is_compiling() or (graph.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        return None if graph._tile_fill is None or graph._tile_fill < least_fill(width) else graph._blocks
+    if graph._tile_fill is None:
+        graph._tile_fill = _fill(graph)
+    if graph._tile_fill < least_fill(width):
+        return None
+    try:
+        return blocks_of(graph)
+    except DuplicateEdgesError:
+        graph._tile_fill = 0.0
+        return None
+
+
+def estimated_fill(graph: TokenGraph, block: tuple[int, int]) -> float:
+    """The share of pairs in tiles that are edges, from counts alone: as if members were of one size and all of their
+    tiles held an edge. Nothing waits for the device and no pattern is listed."""
+    num_edges = graph.num_edges if graph.pattern is None else graph.pattern.max_edges
+    members = graph.num_copies * max(graph.num_members, 1)
+    sides = zip((graph.num_targets, graph.num_sources), block, strict=True)
+    blocks = [-(-tokens // (max(graph.num_members, 1) * size)) * size for tokens, size in sides]
+    return num_edges / max(members * blocks[0] * blocks[1], 1)
+
+
+def block_size(graph: TokenGraph) -> tuple[int, int]:
+    """Tokens in a block of targets, and of sources, that suit the members of a graph."""
+    members = max(graph.num_members, 1)
+    sizes = []
+    for tokens in (graph.num_targets, graph.num_sources):
+        sizes.append(next((size for most, size in BLOCK_SIZES if tokens <= most * members), LARGEST_BLOCK))
+    return sizes[0], sizes[1]
+
+
+def _fill(graph: TokenGraph) -> float:
+    if graph.pattern is None:
+        return estimated_fill(graph, block_size(graph))
+    blocks = blocks_of(graph)  # a rule is asked: most of its tiles may be empty
+    pairs = blocks.by_target.num_tiles * blocks.block_targets * blocks.block_sources
+    return graph.pattern.max_edges / max(pairs, 1)
+
+
+def _make(graph: TokenGraph, block: int | tuple[int, int] | None, order: Order) -> Blocks:
+    if order is None and isinstance(graph.pattern, Grid) and graph.pattern.width > _CELLS < graph.pattern.height:
+        # A cell's neighbours stand in a few squares of cells, but in as many stretches of rows as the radius says.
+        order = image_tiles(graph.pattern.height, graph.pattern.width, _CELLS)
+        block = _CELLS * _CELLS if block is None else block
+    sizes = block_size(graph) if block is None else (block, block) if isinstance(block, int) else block
+    return make_blocks(graph, block_targets=sizes[0], block_sources=sizes[1], order=order)
+
+
+def _is_dense(pattern: Pattern | None) -> bool:
+    """Whether PyTorch's own dense attention serves it without any structure."""
+    return isinstance(pattern, Complete) or type(pattern) is Causal

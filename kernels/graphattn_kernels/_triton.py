@@ -1,0 +1,128 @@
+"""Launching Triton kernels without Triton's own look at every argument, and numbers in full precision."""
+
+# mypy: disable-error-code="no-untyped-def"
+# Arguments of device functions have no Python types.
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["aligned", "guard", "join", "launch", "next_power_of_2", "split"]
+
+_INTERPRETED = triton.knobs.runtime.interpret
+_OPTIONS = ("num_warps", "num_stages")
+
+
+class _Compiled(NamedTuple):
+    """What a launch needs of a compiled kernel."""
+
+    kernel: Any
+    run: Callable[..., None]
+    function: Any
+    metadata: Any
+    constants: tuple[Any, ...]
+    device: int
+    stream_of: Callable[[int], int]
+
+
+_compiled: dict[tuple[Any, ...], _Compiled] = {}
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, int, int],
+    args: tuple[Any, ...],
+    constants: dict[str, Any],
+    kind: tuple[Any, ...] | None = None,
+) -> None:
+    """Launch ``kernel`` on the current device.
+
+    Triton binds and examines every argument at every launch, which takes longer than the kernel on a small graph. Here
+    the kind of a launch (all that Triton compiles for) is the key of a table of compiled kernels.
+
+    Args:
+        kernel: A function of ``triton.jit``.
+        grid: Programs along each axis.
+        args: The arguments that are not constexpr, all of them, in order: tensors, ``None``, ints and floats.
+        constants: The constexpr arguments, which stand last, all of them, in order; and ``num_warps``, ``num_stages``.
+        kind: Whatever decides the device, ``constants``, which arguments are ``None``, the dtypes and alignments of the
+            tensors, and which ints are 1, divisible by 16 or wide; found by looking at each argument where it is not
+            given.
+    """
+    if 0 in grid:
+        return
+    if _INTERPRETED:
+        kernel[grid](*args, **constants)
+        return
+    key = (id(kernel), *constants.values(), *map(_kind, args)) if kind is None else (id(kernel), kind)
+    known = _compiled.get(key)
+    if known is None:
+        _compiled[key] = _compile(kernel, grid, args, constants)
+        return
+    if getattr(triton.knobs.runtime.launch_enter_hook, "calls", None):  # somebody wants to see each launch
+        known.kernel[grid](*args, *known.constants)
+        return
+    stream = known.stream_of(known.device)
+    known.run(*grid, stream, known.function, known.metadata, None, None, None, *args, *known.constants)
+
+
+def _compile(kernel: Any, grid: tuple[int, int, int], args: tuple[Any, ...], constants: dict[str, Any]) -> _Compiled:
+    compiled = kernel[grid](*args, **constants)  # and launched
+    driver = triton.runtime.driver.active
+    return _Compiled(
+        compiled,
+        compiled.run,
+        compiled.function,
+        compiled.packed_metadata,
+        tuple(value for name, value in constants.items() if name not in _OPTIONS),
+        driver.get_current_device(),
+        driver.get_current_stream,
+    )
+
+
+def _kind(x: Any) -> Any:
+    """What Triton compiles for: dtype and alignment; integers that are 1, divisible by 16, or wide."""
+    if isinstance(x, Tensor):
+        return x.dtype, x.data_ptr() % 16 == 0, x.get_device()
+    if isinstance(x, int):
+        return x == 1, x % 16 == 0, -(2**31) <= x < 2**31
+    return type(x)
+
+
+def aligned(x: Tensor) -> Tensor:
+    """``x`` where 16 bytes can be loaded at once; a copy of a view that begins elsewhere."""
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of 2 that is not below ``n > 0``; Triton's own takes microseconds."""
+    return 1 << (n - 1).bit_length()
+
+
+def guard(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device: make it that of ``x``."""
+    if x.is_cuda and x.get_device() != torch.cuda.current_device():
+        return torch.cuda.device(x.device)
+    return nullcontext()
+
+
+@lru_cache(256)
+def split(x: float) -> tuple[float, float]:
+    """Two numbers that float32 holds and whose sum is ``x`` to 48 bits: Triton passes floats as float32."""
+    high = struct.unpack("f", struct.pack("f", x))[0]
+    return high, x - high
+
+
+@triton.jit
+def join(high, low, ACC: tl.constexpr):
+    """A number handed over by :func:`split`."""
+    return tl.full([], high, ACC) + tl.full([], low, ACC)

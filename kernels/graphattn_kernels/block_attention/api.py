@@ -1,0 +1,139 @@
+"""Public function: validation that no backend may differ on, and choice of backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from graphattn_kernels import backends
+from graphattn_kernels import blocks as bl
+from graphattn_kernels._library import autocast
+from graphattn_kernels.block_attention import ops
+from graphattn_kernels.block_attention.impl import reference
+from graphattn_kernels.blocks import Blocks
+from graphattn_kernels.errors import ArgumentError, ArgumentTypeError, BackendError
+
+__all__ = ["block_attention", "select"]
+
+_DTYPES = torch.float16, torch.bfloat16, torch.float32
+_WIDTH = 256  # channels of a head that fit on the chip beside a tile
+
+
+def block_attention(
+    blocks: Blocks,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    clamp: float | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Attention of every target over the sources that its tiles let it read.
+
+    Under autocast the tensors are cast to its dtype.
+
+    .. math::
+        a_{tsh} = \\operatorname{clamp}\\Big(\\sigma \\sum_d q_{thd} k_{shd}\\Big), \\qquad
+        y_{th} = \\sum_{s \\to t} \\operatorname{softmax}_{s \\to t}(a_{tsh})\\, v_{sh}
+
+    Args:
+        blocks: The graph; one for each batch entry and/or head where ``blocks.leading`` says so.
+        q: ``[B, T, H, D]`` or ``[T, H, D]`` queries.
+        k: ``[B, S, H, D]`` or ``[S, H, D]`` keys.
+        v: ``[B, S, H, D_v]`` or ``[S, H, D_v]`` values.
+        scale: Factor sigma of the product; default ``D ** -0.5``.
+        clamp: Bound on the magnitude of the score.
+        backend: ``"auto"``, ``"triton"`` or ``"reference"``.
+
+    Returns:
+        ``[B, T, H, D_v]`` in the dtype of ``v`` (a target that reads nobody gets exactly 0), and the log-sum-exp of
+        its scores ``[B, T, H]`` in float32 (float64 for float64), -inf for a target that reads nobody; without B as
+        the inputs. Both are differentiable.
+
+    Raises:
+        ArgumentError: If shapes or values do not fit.
+        ArgumentTypeError: If dtypes do not fit.
+        BackendError: If a backend that was named cannot run here.
+    """
+    for name, x in {"q": q, "k": k, "v": v}.items():
+        if not isinstance(x, Tensor):
+            raise ArgumentTypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    q, k, v = autocast(q, k, v)  # type: ignore[assignment]
+    batched = _check(blocks, q, k, v)
+    if clamp is not None and not clamp > 0:
+        raise ArgumentError(f"clamp must be positive, got {clamp}")
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    name = select(backend, q, v)
+    if not batched:
+        q, k, v = q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)
+    if name == "reference":
+        out, lse = reference.block_attention(blocks, q, k, v, scale, clamp)
+    else:
+        out, lse = ops.block_attention(*bl.flat(blocks), q, k, v, scale, clamp)
+    return (out, lse) if batched else (out.squeeze(0), lse.squeeze(0))
+
+
+def select(backend: str, q: Tensor, v: Tensor) -> str:
+    """The backend that :func:`block_attention` takes for these tensors.
+
+    Raises:
+        ArgumentError: If there is no backend of this name.
+        BackendError: If a backend that was named cannot run here; the text says why.
+    """
+    if backend == "reference":
+        return backend
+    reason = None
+    if backend == "auto":
+        if q.device.type != "cuda" or backends.choose("auto", q.device) != "triton":
+            return "reference"
+    elif backends.choose(backend, q.device) != "triton":
+        reason = "this operation has no such implementation"
+    if reason is None and q.dtype not in _DTYPES:
+        reason = f"its tiles take float16, bfloat16 or float32, got {q.dtype}"
+    if reason is None and max(q.shape[-1], v.shape[-1]) > _WIDTH:
+        reason = f"it takes at most {_WIDTH} channels a head, got {q.shape[-1]} and {v.shape[-1]}"
+    if reason is None:
+        return "triton"
+    if backend == "auto":
+        return "reference"
+    raise BackendError(f"backend {backend!r} cannot run: {reason}; use 'reference' or 'auto'")
+
+
+def _check(blocks: Blocks, q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Raise unless everything fits; whether there is a batch axis."""
+    for name, x in {"q": q, "k": k, "v": v}.items():
+        if not x.is_floating_point():
+            raise ArgumentTypeError(f"{name} must be a floating tensor, got {x.dtype}")
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ArgumentTypeError(
+                f"{name} must have the dtype and device of q, {q.dtype} on {q.device}, got {x.dtype} on {x.device}"
+            )
+    if q.dim() not in (3, 4):
+        raise ArgumentError(f"q must be [B, T, H, D] or [T, H, D], got shape {list(q.shape)}")
+    if "b" in blocks.leading and q.dim() == 3:
+        raise ArgumentError(f"q must be [B, T, H, D] where each batch entry has its graph, got shape {list(q.shape)}")
+    for name, x, size, what in (
+        ("q", q, blocks.num_targets, "target"),
+        ("k", k, blocks.num_sources, "source"),
+        ("v", v, blocks.num_sources, "source"),
+    ):
+        if x.dim() != q.dim() or x.shape[-3] != size:
+            raise ArgumentError(
+                f"{name} must have {q.dim()} dimensions and one row for each {what} ({size}), got shape {list(x.shape)}"
+            )
+        if x.shape[:-3] != q.shape[:-3] or x.shape[-2] != q.shape[-2]:
+            raise ArgumentError(f"{name} must have the batch and heads of q, {list(q.shape)}, got {list(x.shape)}")
+    if k.shape[-1] != q.shape[-1]:
+        raise ArgumentError(f"k must have the channels of q, {q.shape[-1]}, got {k.shape[-1]}")
+    view = blocks.by_target
+    if view.ptr.device != q.device:
+        raise ArgumentError(f"the graph must be on the device of q, {q.device}, got {view.ptr.device}")
+    batch = q.shape[0] if q.dim() == 4 else 1
+    rows = blocks.copies(batch, q.shape[-2]) * blocks.target_blocks
+    if view.num_rows != rows:
+        raise ArgumentError(
+            f"q must have the batch and heads that the graph was made for ({rows} rows of tiles, "
+            f"the graph has {view.num_rows}), got shape {list(q.shape)}"
+        )
+    return q.dim() == 4

@@ -1,0 +1,268 @@
+"""The loops over a block of edges that share an owner, of which every pass is made.
+
+``mine`` are the rows of owners, ``others`` those at the other end of the edges: q and k seen from the targets, k and q
+from the sources. All arrays are flat. The numbers of a block's edges stand at ``j * lanes + h`` (edge, head), heads
+filled up to whole vectors; sums over edges at ``(h * blocks + i) * LANES``, channels filled up.
+
+Arguments that most of them have:
+
+- ``shape``: heads, channels of a head, and a tuple whose length is the vectors of a head, or empty. The length is part
+  of the type, so for a head size that has a length the compiler knows it and writes the loop out.
+- ``block``: where the block begins in the view, its edges, the owner, and the view's ``index`` and ``edge_id``.
+- ``terms``: bias ``[E, H]`` or ``[E, 1]`` and its heads, gate ``[E, H, D]``, att ``[H, D]``, each may be empty; scale;
+  whether the score is additive, and its slope.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from graphattn_kernels._lanes import LANES, fetch, line_of, load, spread, store, totals, where_larger
+from graphattn_kernels._lanes_functions import keep
+from graphattn_kernels._numba import inlined
+
+__all__ = ["AHEAD", "BLOCK", "add_gradients", "add_rows", "blocks_of", "clear", "dots", "drop", "filled", "row_at"]
+__all__ += ["scores"]
+
+BLOCK = 64  # edges
+AHEAD = 6  # edges that a row is asked for before it is needed
+
+
+@inlined
+def filled(count: int) -> int:
+    """``count`` filled up to whole vectors."""
+    return -(-count // LANES) * LANES
+
+
+@inlined
+def blocks_of(shape: Any) -> int:
+    """Vectors of a head."""
+    _, width, known = shape
+    return len(known) if len(known) else max(-(-width // LANES), 1)
+
+
+@inlined
+def row_at(index: Any, e: int, size: int) -> Any:
+    """Where the row that ``index`` names begins. Unsigned, because Numba tests signed indices for negative."""
+    return np.intp(np.uintp(index[np.uintp(e)]) * np.uintp(size))  # type: ignore[return-value]
+
+
+@inlined
+def _edge_at(edge_id: Any, e: int, size: int) -> Any:
+    """Where the row of an edge begins in edge tensors."""
+    return row_at(edge_id, e, size) if edge_id.size else e * size
+
+
+@inlined
+def clear(array: Any) -> None:
+    """Fill whole vectors with zeros."""
+    zero = spread(array.dtype.type(0))
+    for i in range(0, array.size, LANES):
+        store(array, i, zero, LANES)
+
+
+@inlined
+def dots(shape: Any, block: Any, mine: Any, others: Any, scale: Any, parts: Any, result: Any) -> None:
+    """``scale`` times the products of the owner's row with those of the other ends, for each head.
+
+    Args:
+        parts: Room for ``LANES`` numbers a head, heads filled up, zero where there is no head.
+    """
+    heads, width, _ = shape
+    start, n, row, index, _ = block
+    blocks, lanes, size = blocks_of(shape), filled(heads), heads * width
+    whole = (blocks - 1) * LANES
+    rest = width - whole
+    line, last = line_of(others), index.size - 1
+    for j in range(n):
+        a, b = row * size, row_at(index, start + j, size)
+        ahead = row_at(index, min(start + j + AHEAD, last), size)
+        for h in range(heads):
+            for d in range(0, blocks * LANES, line):
+                fetch(others, ahead + d)
+            x = load(mine, a + whole, rest) * load(others, b + whole, rest)
+            for d in range(0, whole, LANES):
+                x = x + load(mine, a + d, LANES) * load(others, b + d, LANES)
+            store(parts, h * LANES, x, LANES)
+            a += width
+            b += width
+            ahead += width
+        for h in range(0, heads, LANES):
+            store(result, j * lanes + h, totals(parts, h * LANES) * scale, LANES)
+
+
+@inlined
+def add_rows(shape: Any, block: Any, weight: Any, others: Any, ask: bool, result: Any) -> None:
+    """Add the rows of the other ends, weighted, to ``result``.
+
+    Args:
+        ask: Ask for the rows ahead (unless another loop has just done so).
+    """
+    heads, width, _ = shape
+    start, n, _, index, _ = block
+    blocks, lanes, size = blocks_of(shape), filled(heads), heads * width
+    whole = (blocks - 1) * LANES
+    rest = width - whole
+    line, last = line_of(others), index.size - 1
+    for j in range(n):
+        b = row_at(index, start + j, size)
+        ahead = row_at(index, min(start + j + AHEAD, last), size)
+        at = 0
+        for h in range(heads):
+            if ask:
+                for d in range(0, blocks * LANES, line):
+                    fetch(others, ahead + d)
+            w = spread(weight[np.uintp(j * lanes + h)])
+            for d in range(0, whole, LANES):
+                store(result, at + d, load(result, at + d, LANES) + w * load(others, b + d, LANES), LANES)
+            at += whole
+            store(result, at, load(result, at, LANES) + w * load(others, b + whole, rest), LANES)
+            at += LANES
+            b += width
+            ahead += width
+
+
+@inlined
+def scores(shape: Any, block: Any, mine: Any, others: Any, terms: Any, product: Any, parts: Any, score: Any) -> None:
+    """Scores before the clamp.
+
+    Args:
+        product: ``[E, H, D]``, written; may be empty.
+    """
+    heads, _, _ = shape
+    start, n, _, _, edge_id = block
+    bias, bias_heads, gate, _, scale, additive, _ = terms
+    lanes = filled(heads)
+    if additive or gate.size or product.size:
+        _scores_with_terms(shape, block, mine, others, terms, product, parts, score)
+    else:
+        dots(shape, block, mine, others, scale, parts, score)
+    if bias_heads == 0:
+        return
+    for j in range(n):
+        edge = _edge_at(edge_id, start + j, bias_heads)
+        for h in range(0, heads, LANES):
+            x = load(score, j * lanes + h, LANES)
+            x = x + (load(bias, edge + h, heads - h) if bias_heads > 1 else spread(bias[np.uintp(edge)]))
+            store(score, j * lanes + h, x, LANES)
+
+
+@inlined
+def _scores_with_terms(
+    shape: Any, block: Any, mine: Any, others: Any, terms: Any, product: Any, parts: Any, score: Any
+) -> None:
+    heads, width, _ = shape
+    start, n, row, index, edge_id = block
+    _, _, gate, att, scale, additive, slope = terms
+    blocks, lanes, size = blocks_of(shape), filled(heads), heads * width
+    line, last = line_of(others), index.size - 1
+    zero = scale - scale
+    for j in range(n):
+        a, b, edge = row * size, row_at(index, start + j, size), _edge_at(edge_id, start + j, size)
+        soon = min(start + j + AHEAD, last)
+        ahead, edge_ahead = row_at(index, soon, size), _edge_at(edge_id, soon, size)
+        for h in range(heads):
+            for d in range(0, blocks * LANES, line):
+                fetch(others, ahead + h * width + d)
+                if gate.size:
+                    fetch(gate, edge_ahead + h * width + d)
+            x = spread(zero)
+            for i in range(blocks):
+                d = h * width + i * LANES
+                count = width - i * LANES if i == blocks - 1 else LANES
+                y, z = load(mine, a + d, count), load(others, b + d, count)
+                if additive:
+                    y = y + z
+                    if gate.size:
+                        y = y + load(gate, edge + d, count)
+                    y = where_larger(y, zero, y, y * slope)
+                    if att.size:
+                        y = y * load(att, d, count)
+                else:
+                    y = y * z
+                    if gate.size:
+                        y = y * load(gate, edge + d, count)
+                    if product.size:
+                        store(product, edge + d, y * scale, count)
+                x = x + y
+            store(parts, h * LANES, x, LANES)
+        for h in range(0, heads, LANES):
+            store(score, j * lanes + h, totals(parts, h * LANES) * scale, LANES)
+
+
+@inlined
+def add_gradients(
+    shape: Any, block: Any, mine: Any, others: Any, terms: Any, slopes: Any, grad_product: Any, grad_gate: Any,
+    result: Any, grad_att: Any,
+) -> None:  # fmt: skip
+    """Add the gradient of the owner's row to ``result``, that of att to ``grad_att``, and write that of the gate.
+
+    Args:
+        slopes: Gradients of the scores, times the scale.
+        grad_product: ``[E, H, D]``, or empty.
+        grad_gate: ``[E, H, D]``, or empty.
+        grad_att: Laid out as ``result``, or empty.
+    """
+    heads, width, _ = shape
+    start, n, row, index, edge_id = block
+    _, _, gate, att, scale, additive, slope = terms
+    blocks, lanes, size = blocks_of(shape), filled(heads), heads * width
+    zero = scale - scale
+    for j in range(n):
+        a, b, edge = row * size, row_at(index, start + j, size), _edge_at(edge_id, start + j, size)
+        at = 0
+        for h in range(heads):
+            ds = spread(slopes[np.uintp(j * lanes + h)])
+            for i in range(blocks):
+                d = h * width + i * LANES
+                count = width - i * LANES if i == blocks - 1 else LANES
+                y, z = load(mine, a + d, count), load(others, b + d, count)
+                if additive:
+                    x = y + z
+                    if gate.size:
+                        x = x + load(gate, edge + d, count)
+                    if grad_att.size:
+                        part = load(grad_att, at, LANES) + ds * where_larger(x, zero, x, x * slope)
+                        store(grad_att, at, part, LANES)
+                    x = where_larger(x, zero, ds, ds * slope)
+                    if att.size:
+                        x = x * load(att, d, count)
+                    if grad_gate.size:
+                        store(grad_gate, edge + d, x, count)
+                else:
+                    x = ds
+                    if grad_product.size:
+                        x = x + load(grad_product, edge + d, count) * scale
+                    if grad_gate.size:
+                        store(grad_gate, edge + d, x * y * z, count)
+                    x = x * z
+                    if gate.size:
+                        x = x * load(gate, edge + d, count)
+                store(result, at, load(result, at, LANES) + x, LANES)
+                at += LANES
+
+
+@inlined
+def _mix(x: Any) -> Any:
+    """``_random._mix`` on one number."""
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & 0xFFFFFFFF
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+@inlined
+def drop(heads: int, block: Any, dropout: Any, factor: Any) -> None:
+    """``_random.dropout_scale`` for the edges of a block: 0 in place of the numbers of ``factor`` that are dropped."""
+    start, n, _, _, edge_id = block
+    low, high, threshold, _ = dropout
+    for j in range(n):
+        edge = _edge_at(edge_id, start + j, 1)
+        counter = _mix((edge & 0xFFFFFFFF) ^ low)
+        counter = _mix(counter ^ (edge >> 32) ^ high)
+        for h in range(0, heads, LANES):
+            at = j * filled(heads) + h
+            store(factor, at, keep(counter, h, threshold, load(factor, at, LANES)), LANES)
