@@ -169,7 +169,8 @@ def _grown(matrix: Any, cuts: set[int]) -> np.ndarray:
     """Tokens in the order in which parts take them; a part starts at each cut."""
     begin, neighbours = matrix.indptr.tolist(), matrix.indices.tolist()
     count = matrix.shape[0]
-    taken, shared, order = bytearray(count), [0] * count, []
+    taken, shared = bytearray(count), [0] * count
+    order: list[int] = []
     rest = iter(range(count))
     heap: list[tuple[int, int]] = []  # (minus the edges into the part, token), outdated entries included
     touched: list[int] = []
