@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -46,12 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.go_on:
         for path in journals:
             path.unlink(missing_ok=True)
-    failed = _Sections(options, out, device).run(sections)
+    # "timeout" ends a run as Ctrl-C does.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    running = _Sections(options, out, device)
+    try:
+        code = 1 if running.run(sections) else 0
+    except KeyboardInterrupt:  # what was measured is worth a report
+        running.stop()
+        code = 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     rows, facts = report.read(journals)
     command = ["python -m experiments.benchmarks", *arguments]
     report.write(out, rows, facts, report.environment(command, options.seed))
     print(f"\n{(out / 'benchmark.md').read_text(encoding='utf-8')}\n{out}/benchmark.md, .json, .png, rows.csv")
-    return 1 if failed else 0
+    return code
 
 
 class _Sections:
@@ -59,6 +69,7 @@ class _Sections:
 
     def __init__(self, options: argparse.Namespace, out: Path, device: str) -> None:
         self.options, self.out, self.device = options, out, device
+        self.processes: list[subprocess.Popen[str]] = []
 
     def run(self, sections: list[str]) -> list[str]:
         """The sections that did not end well."""
@@ -77,6 +88,13 @@ class _Sections:
                 failed.append(section)
             print(f"== {section} done after {time.perf_counter() - begin:.0f} s", flush=True)
         return failed
+
+    def stop(self) -> None:
+        """End the processes that still run."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
     def _warm(self, sections: list[str]) -> None:
         processes = [self._start(section, "--warm") for section in sections if section != "CPU"]
@@ -122,14 +140,16 @@ class _Sections:
         path = os.pathsep.join([str(_ROOT), *(str(_ROOT / name) for name in ("kernels", "datasets"))])
         inherited = os.environ.get("PYTHONPATH")
         env = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{inherited}" if inherited else path}
-        env.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "2")  # sections compile beside each other
-        return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, cwd=_ROOT, env=env)
+        env.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # sections compile beside each other
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, cwd=_ROOT, env=env)
+        self.processes.append(process)
+        return process
 
     def _release(self, process: subprocess.Popen[str]) -> None:
         try:
-            process.communicate if process.stdin is None else process.stdin.write("go\n")
-            if process.stdin is not None:
-                process.stdin.close()
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.close()
         except BrokenPipeError:
             pass  # it died at its start, which _wait sees
 
@@ -180,7 +200,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of graphs and tensors (default 0)")
     add("--seconds", type=float, default=0.4, help="about how long one measurement repeats (default 0.4)")
     add("--limit", type=float, default=60.0, help="seconds that one workload with one peer may take (default 60)")
-    add("--section-limit", type=float, default=900.0, help="seconds that one section may take (default 900)")
+    add(
+        "--section-limit",
+        type=float,
+        default=900.0,
+        help="seconds after which the process of a section is ended, and the item it is in given up (default 900)",
+    )
     add("--size", choices=("full", "tiny"), default="full", help="tiny: the workloads in miniature, for tests")
     add("--no-warm", action="store_true", help="do not compile everything ahead")
     add("--go-on", action="store_true", help="keep the rows that --out holds already and measure the others")

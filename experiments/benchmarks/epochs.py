@@ -18,7 +18,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,149 +26,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experiments.benchmarks import graphs
+from experiments.benchmarks.batches import Batch, make_batches
+from experiments.benchmarks.networks import NETWORKS, Network, Other
 from graphattn.graph import TokenGraph
 from graphattn.graph.patterns import complete
-from graphattn.mechanisms.graph_transformer import GraphTransformerAttention
 from graphattn.models import graph as models
 
-__all__ = ["NETWORKS", "Epoch", "main", "run"]
+__all__ = ["Epoch", "main", "run"]
 
 BATCH, EPOCH = 128, 10_000  # graphs of a step, and of an epoch
-
-
-class Batch(NamedTuple):
-    """Some graphs on the device."""
-
-    x: Tensor
-    edge_index: Tensor
-    edge_attr: Tensor | None
-    pe: Tensor
-    y: Tensor
-    ptr: Tensor
-    num_graphs: int
-    longest: int
-    """Tokens of the largest graph."""
-
-    @property
-    def member(self) -> Tensor:
-        """int64 ``[N]``: the graph of each token."""
-        return torch.arange(self.num_graphs, device=self.ptr.device).repeat_interleave(
-            self.ptr.diff(), output_size=self.x.shape[0]
-        )
-
-
-class Other(nn.Module):
-    """Attention by other means with the parameters of a GraphTransformerAttention; ``batch`` is set before a step."""
-
-    def __init__(self, ours: GraphTransformerAttention) -> None:
-        super().__init__()
-        self.query, self.key, self.value, self.out = ours.query, ours.key, ours.value, ours.out
-        self.edge, self.edge_out = ours.edge, ours.edge_out
-        self.heads, self.scale, self.clamp = ours.heads, ours.head_width**-0.5, ours.clamp
-        self.prepared: Any = None
-
-    @staticmethod
-    def prepare(batch: Batch) -> Any:
-        """What all layers share of a batch, made once a step."""
-        raise NotImplementedError
-
-    def heads_of(self, x: Tensor) -> Tensor:
-        """``[N, width]`` to ``[N, H, D]``."""
-        return x.unflatten(-1, (self.heads, -1))
-
-
-class Padded(Other):
-    """Every graph padded to the longest; dense scores, a boolean mask, softmax."""
-
-    @staticmethod
-    def prepare(batch: Batch) -> Any:
-        """Place of each token, and the mask ``[B, 1, L, L]``."""
-        length, member = -(-batch.longest // 8) * 8, batch.member
-        inside = torch.arange(batch.x.shape[0], device=member.device) - batch.ptr[member]
-        source, target = batch.edge_index
-        mask = torch.zeros(batch.num_graphs, 1, length, length, dtype=torch.bool, device=member.device)
-        mask[member[target], 0, inside[target], inside[source]] = True
-        return member * length + inside, mask
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """``[B, H, L, D]`` each."""
-        scores = q @ k.transpose(-1, -2) * self.scale
-        if self.clamp is not None:
-            scores = scores.clamp(-self.clamp, self.clamp)
-        # Not -inf: a padded token, or one without neighbours, has no entry and must stay finite.
-        weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
-        return weights.to(v.dtype) @ v
-
-    def forward(self, x: Tensor, graph: TokenGraph, edge: Tensor | None = None) -> tuple[Tensor, None]:
-        """As GraphTransformerAttention."""
-        place, mask = self.prepared
-        batch, length = mask.shape[0], mask.shape[-1]
-
-        def pad(rows: Tensor) -> Tensor:
-            room = rows.new_zeros(batch * length, rows.shape[-1]).index_copy(0, place, rows)
-            return self.heads_of(room.view(batch, length, -1)).transpose(1, 2)
-
-        out = self.attention(*(pad(project(x)) for project in (self.query, self.key, self.value)), mask)
-        return self.out(out.transpose(1, 2).reshape(batch * length, -1).index_select(0, place)), None
-
-
-class PaddedSdpa(Padded):
-    """The same with PyTorch's fused attention, which cannot clamp a score: a little less work than the network asks."""
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """``[B, H, L, D]`` each."""
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
-
-
-class PygOps(Other):
-    """Gather, PyG's softmax and scatter: a message passing layer as one writes it with PyG."""
-
-    @staticmethod
-    def prepare(batch: Batch) -> Any:
-        """The edges as they are."""
-        return batch.edge_index, batch.x.shape[0]
-
-    def forward(self, x: Tensor, graph: TokenGraph, edge: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """As GraphTransformerAttention."""
-        from torch_geometric.utils import scatter, softmax
-
-        (source, target), n = self.prepared
-        q, k, v = (self.heads_of(project(x)) for project in (self.query, self.key, self.value))
-        product = q[target] * k[source] * self.scale
-        if edge is not None:
-            assert self.edge is not None
-            product = product * self.heads_of(self.edge(edge))
-        scores = product.sum(-1)
-        if self.clamp is not None:
-            scores = scores.clamp(-self.clamp, self.clamp)
-        weights = softmax(scores, target, num_nodes=n)
-        out = scatter(weights.unsqueeze(-1).to(v.dtype) * v[source], target, dim=0, dim_size=n, reduce="sum")
-        edge_step = None if self.edge_out is None else self.edge_out(product.flatten(1))
-        return self.out(out.flatten(1)), edge_step
-
-
-class Network(NamedTuple):
-    """A published network and whom it is compared with."""
-
-    make: Callable[..., nn.Module]
-    classes: int | None
-    """``None``: regression of one number a graph."""
-    others: dict[str, type[Other]]
-    autocast: torch.dtype | None
-    goal: float
-    """The least ratio that is promised, of the slowest ... to ours."""
-
-
-NETWORKS: dict[str, Network] = {
-    "pattern": Network(
-        models.graph_transformer_pattern, 2, {"padded dense": Padded, "padded SDPA": PaddedSdpa}, torch.bfloat16, 2.0
-    ),
-    "cluster": Network(
-        models.graph_transformer_cluster, 6, {"padded dense": Padded, "padded SDPA": PaddedSdpa}, torch.bfloat16, 2.0
-    ),
-    "zinc": Network(models.graph_transformer_zinc, None, {"PyG's operations": PygOps}, None, 3.0),
-}
 
 
 class Epoch(NamedTuple):
@@ -210,7 +76,7 @@ def run(
     network = NETWORKS[name]
     torch.manual_seed(0)
     model = network.make(**small).to(device)
-    data = _batches(name, network, batches, size, model, device)
+    data = make_batches(name, batches, size, model.embed_pe.in_features, device)  # type: ignore[union-attr]
     kinds: dict[str, type[Other] | None] = {"ours": None, **network.others}
     found, ours = [], None
     for kind, other in kinds.items():
@@ -344,56 +210,6 @@ def _check(name: str, kind: str, ours: list[float], theirs: list[float], network
         raise RuntimeError(f"{name}: the losses with {kind} differ by {worst:.2g} (more than {tolerance:g}), no time")
 
 
-def _batches(name: str, network: Network, count: int, size: int, model: nn.Module, device: torch.device) -> list[Batch]:
-    """``count`` batches of ``size`` graphs; encodings are random, which costs a step as much as real ones."""
-    width = model.embed_pe.in_features  # type: ignore[union-attr]
-    generator = torch.Generator().manual_seed(0)
-    found = []
-    for some in _sbm(name, count, size) if network.classes is not None else _molecules(count, size, generator):
-        x, edge_index, edge_attr, y, ptr = some
-        pe = torch.randn(x.shape[0], width, generator=generator)
-        tensors = [None if t is None else t.to(device) for t in (x, edge_index, edge_attr, pe, y, ptr)]
-        found.append(Batch(*tensors, size, int(ptr.diff().max())))  # type: ignore[arg-type]
-    return found
-
-
-def _sbm(name: str, count: int, size: int) -> Iterator[tuple[Any, ...]]:
-    """PATTERN and CLUSTER by the published procedure."""
-    from graphattn_datasets.sbm import cluster_arrays, pattern_arrays
-
-    total = count * size
-    arrays = cluster_arrays(total, "train", 0) if name == "cluster" else pattern_arrays(total, "train", 0, 100)
-    for _ in range(count):
-        some = [next(arrays) for _ in range(size)]
-        sizes = torch.tensor([len(graph.x) for graph in some])
-        ptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-        x, y = (torch.cat([torch.from_numpy(getattr(graph, key)) for graph in some]).long() for key in "xy")
-        edges = [torch.from_numpy(g.edge_index).long() + int(begin) for g, begin in zip(some, ptr, strict=False)]
-        yield x, torch.cat(edges, 1), None, y, ptr
-
-
-def _molecules(count: int, size: int, generator: torch.Generator) -> Iterator[tuple[Any, ...]]:
-    """ZINC's validation graphs where ``GRAPHATTN_DATA`` has them, else random molecules of their size."""
-    from graphattn_datasets.paths import data_folder
-
-    folder = data_folder()
-    if folder is not None and (folder / "zinc").is_dir():
-        from torch_geometric.data import Batch as PygBatch
-
-        from graphattn_datasets import load_dataset
-
-        graphs_of = load_dataset("zinc_12k", split="val")
-        for number in range(min(count, len(graphs_of) // size)):
-            some = PygBatch.from_data_list([graphs_of[number * size + i] for i in range(size)])
-            yield some.x.view(-1), some.edge_index, some.edge_attr, some.y.view(-1), some.ptr
-        return
-    for number in range(count):
-        graph = graphs.molecules(size, number, torch.device("cpu"), smallest=10)
-        x = torch.randint(28, (graph.num_tokens,), generator=generator)
-        edge_attr = torch.randint(4, (graph.num_edges,), generator=generator)
-        yield x, graph.edges, edge_attr, torch.randn(size, generator=generator), graph.ptr
-
-
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -408,6 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--how", default="eager", choices=("eager", "compile", "capture"), help="default: eager")
     parser.add_argument("--out", type=Path, help="folder for epochs.json and epochs.md")
     options = parser.parse_args(argv)
+    if options.how == "capture" and torch.device(options.device).type != "cuda":
+        parser.error("--how capture needs a CUDA device")
     rows: list[Epoch] = []
     code = 0
     for name in options.networks.split(","):

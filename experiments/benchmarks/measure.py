@@ -44,6 +44,7 @@ class Effort(NamedTuple):
     most: int = 100
     """... and in any case after so many."""
     warm_ups: int = 3
+    """Calls ahead of all timing, at least one."""
 
 
 class Timing(NamedTuple):
@@ -99,13 +100,14 @@ def peak_mb(run: Callable[[], Any]) -> float | None:
 
 def timed(run: Callable[[], Any], effort: Effort) -> Timing:
     """Median and quartiles; each repetition stands between its own pair of events on the device."""
-    for _ in range(effort.warm_ups):
+    for _ in range(max(1, effort.warm_ups)):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
         run()
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    once = max(time.perf_counter() - begin, 1e-6)
+        torch.cuda.synchronize()
+        once = max(time.perf_counter() - begin, 1e-6)
+        if once > effort.seconds:
+            break  # so long a call has nothing left to warm
     count = int(min(max(effort.seconds / once, effort.least), effort.most))
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
     for first, last in events:

@@ -10,6 +10,7 @@ import sys
 from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ from experiments.benchmarks.targets import Result, results, slower_than
 __all__ = ["environment", "markdown", "read", "write"]
 
 _PACKAGES = "torch triton torch-geometric torch-scatter dgl anemoi-models turbo-gnn numba numpy".split()
+
+_MODULES = {
+    "torch-geometric": "torch_geometric",
+    "torch-scatter": "torch_scatter",
+    "anemoi-models": "anemoi",
+    "turbo-gnn": "turbo_gnn",
+}
 
 
 def environment(command: list[str], seed: int) -> dict[str, Any]:
@@ -170,5 +178,5 @@ def _driver() -> str:
 def _version(package: str) -> str | None:
     try:
         return version(package)
-    except PackageNotFoundError:
-        return None
+    except PackageNotFoundError:  # on the path, perhaps, without having been installed
+        return "unknown version" if find_spec(_MODULES.get(package, package)) is not None else None

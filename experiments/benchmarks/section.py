@@ -23,6 +23,9 @@ from graphattn.errors import BackendError
 __all__ = ["read_journal", "run_section", "warm_section"]
 
 
+_PATIENCE = 4
+
+
 def run_section(specs: list[Spec], peers: list[Peer], options: Options, out: Path) -> None:
     """Measure every workload with every peer that is for it; what ``out`` holds already is not repeated."""
     journal = _Journal(out)
@@ -58,7 +61,10 @@ def run_section(specs: list[Spec], peers: list[Peer], options: Options, out: Pat
 
 
 def warm_section(specs: list[Spec], peers: list[Peer], options: Options) -> None:
-    """Call once whatever compiles, so that compiled code is on disk before anything is timed."""
+    """Call once whatever compiles, so that compiled code is on disk before anything is timed.
+
+    Sections do this beside each other, so it may take several times as long as it will alone.
+    """
     device = torch.device(options.device)
     for spec in specs:
         mine = [peer for peer in peers if spec.section in peer.sections and peer.compiles]
@@ -69,7 +75,7 @@ def warm_section(specs: list[Spec], peers: list[Peer], options: Options) -> None
             if not peer.applies(work):
                 continue
             try:
-                with measure.time_limit(options.limit):
+                with measure.time_limit(_PATIENCE * options.limit):
                     for run in measure.passes(work, peer.build(work), backward=peer.backward).values():
                         run()
             except Exception as error:  # it fails again, and is then a row

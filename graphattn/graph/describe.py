@@ -10,6 +10,7 @@ from torch import Tensor
 
 from graphattn.errors import ArgumentError
 from graphattn.graph import algebra, convert
+from graphattn.graph.tiling import tile_fill
 from graphattn.graph.token_graph import TokenGraph
 from graphattn.optional import require
 
@@ -24,9 +25,10 @@ def describe(graph: TokenGraph) -> str:
     """One table of facts about a graph.
 
     Returns:
-        A line each for sizes, members, density, degrees, self-loops, duplicates, symmetry, weak components, targets
-        that read nothing, and bounds of the diameter (graphs up to a million edges). A pattern of more than
-        five million edges is described by what its rule says.
+        A line each for sizes, members, density, degrees, duplicates (without any: how full tiles are, see
+        :func:`~graphattn.graph.tiling.tile_fill`), self-loops, symmetry, weak components, targets that read nothing,
+        and bounds of the diameter (graphs up to a million edges). A pattern of more than five million edges is
+        described by what its rule says.
     """
     facts: list[tuple[str, str]] = []
     if graph.pattern is not None:
@@ -123,6 +125,8 @@ def _edge_facts(graph: TokenGraph) -> list[tuple[str, str]]:
         ("targets that read nothing", f"{int((graph.in_degree == 0).sum()):,}"),
         ("duplicate edges", f"{graph.num_edges - algebra.coalesce(graph).num_edges:,}"),
     ]
+    if graph.num_edges and not graph.has_duplicates:
+        facts.append(("tiles of 64 x 64", f"{tile_fill(graph, 64):.1%} of their pairs are edges"))
     if not graph.is_square:
         return facts
     facts.append(("self-loops", f"{int((graph.row == graph.col).sum()):,}"))

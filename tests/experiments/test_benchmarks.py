@@ -246,6 +246,27 @@ def test_roof_reads_every_row_once(monkeypatch: pytest.MonkeyPatch):
         assert reference.relative_error(call()[whole], sums(work)[whole]) < 1e-6
 
 
+def test_turbo_gnn_is_given_the_rows_that_its_kernel_wants(monkeypatch: pytest.MonkeyPatch):
+    """A stand-in with the reading of its CUDA source: K at the target of an edge, Q and V at its source."""
+    from types import SimpleNamespace
+
+    from experiments.benchmarks.peers.fused import TurboGnn
+
+    def aggregate(graph: Tensor, x: Tensor, Q: Tensor, K: Tensor, V: Tensor, scale: float) -> Tensor:
+        source, target = graph
+        scores = (Q[source] * K[target]).sum(-1) * scale
+        return reference.segment_attention(scores, V[source], target, x.shape[0])
+
+    adjacency = SimpleNamespace(from_edge_list=lambda edges, num_nodes, index_dtype: edges)
+    stand_in = SimpleNamespace(graph_transformer_aggr=aggregate, AdjacencyForwardBackwardWithNodeBuckets=adjacency)
+    monkeypatch.setitem(sys.modules, "turbo_gnn", stand_in)  # type: ignore[arg-type]
+    work = make("W1 d64 fp16")
+    run = measure.passes(work, TurboGnn().build(work), backward=True)["forward+backward"]
+    assert measure.check(work, run, reference.truth_of(work)) < 1e-5
+    with pytest.raises(Unsupported, match="this workload has 16"):
+        TurboGnn().build(make("W1 d16 fp16"))
+
+
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
@@ -458,13 +479,26 @@ def test_resident_peak_sees_what_a_call_takes():
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture):
     common = ["--device", "cpu", "--size", "tiny", "--seconds", "0.01", "--out", str(tmp_path)]
-    assert main(["--workloads", "W2", "--peers", "torch,PyG", "--quick", *common]) == 0
+    assert main(["--workloads", "W2", "--peers", "torch,SDPA", "--quick", *common]) == 0
     rows, facts = report.read([tmp_path / "W2.jsonl"])
-    assert {row.workload for row in rows if row.peer == "PyG"} == {"W2 d16 fp16", "W2 d8 fp16"}  # no edge rows
-    assert {row.peer for row in rows} == {"PyG", "torch"}
+    assert {row.workload for row in rows if row.peer == "SDPA mask"} == {"W2 d16 fp16", "W2 d8 fp16"}  # no edge rows
+    assert {row.peer for row in rows} == {"SDPA mask", "torch"}
     assert {row.workload for row in rows} == {"W2 d16 fp16", "W2 d8 fp16", "W2 d8 fp16 edges"} == set(facts)
     assert all(row.status == "ok" and row.ms for row in rows)
     assert "benchmark.md" in capsys.readouterr().out and (tmp_path / "benchmark.json").is_file()
+
+
+def test_a_run_that_is_interrupted_leaves_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from experiments.benchmarks import __main__ as command
+
+    def run(self: object, sections: list[str]) -> list[str]:
+        entry = {"row": vars(row("W2 d16 fp16", "torch"))}
+        (tmp_path / "W2.jsonl").write_text(json.dumps(entry) + "\n")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command._Sections, "run", run)
+    assert main(["--workloads", "W2", "--out", str(tmp_path)]) == 130
+    assert "| W2 d16 fp16 | torch | forward | 1 (1 to 1)" in (tmp_path / "benchmark.md").read_text()
 
 
 # --- epochs -----------------------------------------------------------------------------------------------------------
@@ -485,9 +519,9 @@ def test_epochs_compare_equal_networks(name: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_epochs_refuse_networks_that_differ(monkeypatch: pytest.MonkeyPatch):
-    from experiments.benchmarks import epochs
+    from experiments.benchmarks import epochs, networks
 
     monkeypatch.delenv("GRAPHATTN_DATA", raising=False)
-    monkeypatch.setattr(epochs.PygOps, "heads_of", lambda self, x: 1.5 * x.unflatten(-1, (self.heads, -1)))
+    monkeypatch.setattr(networks.PygOps, "heads_of", lambda self, x: 1.5 * x.unflatten(-1, (self.heads, -1)))
     with pytest.raises(RuntimeError, match="zinc: the losses with PyG's operations differ"):
         epochs.run("zinc", CPU, steps=1, batches=1, size=3, layers=1)

@@ -8,7 +8,7 @@ import torch
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph, causal, complete, grid, window
 from graphattn.graph.describe import diameter_bounds
-from graphattn.testing import require_or_skip
+from graphattn.testing import random_graph, require_or_skip
 
 
 def table(graph: TokenGraph) -> dict[str, str]:
@@ -96,3 +96,9 @@ def test_plot() -> None:
         causal(1 << 20).plot()
     with pytest.raises(ArgumentError, match=r"plot needs a graph without leading dimensions, got \[2\]"):
         TokenGraph.per_head([small, small]).plot()
+
+
+def test_how_full_tiles_are() -> None:
+    assert "tiles of 64 x 64           100.0% of their pairs are edges" in complete(128).describe()
+    assert "tiles of 64" not in random_graph(0, "duplicates").describe()
+    assert "tiles of 64" not in random_graph(0, "no_edges").describe()

@@ -149,6 +149,14 @@ def test_blocks_larger_than_a_step(rows: int, columns: int, monkeypatch: pytest.
     assert_like_reference(blocks, make_inputs(blocks, 16, 16), torch.float32)
 
 
+def test_more_parts_than_are_joined_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_CHUNK", 1)
+    monkeypatch.setattr(launch, "_MERGE_PARTS", 2)
+    blocks = make_blocks("", 32, 32, ordered=False, ragged=True)
+    assert blocks.by_target.ptr.diff().max() > 2
+    assert_like_reference(blocks, make_inputs(blocks, 16, 16), torch.float32)
+
+
 @pytest.mark.parametrize("scale", [0.0, -0.4])
 def test_any_scale(scale: float) -> None:
     blocks = make_blocks("", 32, 32, ordered=False, ragged=True)

@@ -42,7 +42,11 @@ class Anemoi(Peer):
 
 
 class TurboGnn(Peer):
-    """turbo-gnn's graph transformer and GATv2."""
+    """turbo-gnn's graph transformer and GATv2.
+
+    Its names are the other way round: a row of the adjacency is a target, whose own row it takes from ``K``, and the
+    sources' rows from ``Q`` (``csrc/gt/graph_transformer.cu``).
+    """
 
     name = "turbo-gnn"
     sections = ("W1", "W1gat", "W3")
@@ -62,7 +66,7 @@ class TurboGnn(Peer):
 
         def call() -> Tensor:
             if work.score == "dot":
-                return turbo_gnn.graph_transformer_aggr(graph, work.q, work.q, work.k, work.v, work.scale)
+                return turbo_gnn.graph_transformer_aggr(graph, work.q, Q=work.k, K=work.q, V=work.v, scale=work.scale)
             out = turbo_gnn.gatv2_aggr(graph, work.q, work.k, work.att, SLOPE)
             return out.view(n, heads, width)
 
