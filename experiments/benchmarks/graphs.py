@@ -11,7 +11,7 @@ from torch import Tensor
 
 from graphattn.graph import TokenGraph
 from graphattn.graph.csr import Csr
-from graphattn.graph.patterns import causal, complete, hubs, window
+from graphattn.graph.patterns import causal, complete, hubs, neighbourhood, window
 
 __all__ = [
     "Graph",
@@ -194,25 +194,9 @@ def sequence(num_tokens: int, width: int, num_global: int, is_causal: bool, devi
 def image_grid(height: int, width: int, kernel: int, device: torch.device) -> Graph:
     """Every pixel reads the ``kernel`` x ``kernel`` pixels round it; at the border the square is moved inside, so that
     all read equally many (the rule of NATTEN)."""
-
-    def first(size: int) -> Tensor:
-        return (torch.arange(size, device=device) - kernel // 2).clamp(0, size - kernel)
-
-    step = torch.arange(kernel, device=device)
-    rows, columns = first(height)[:, None] + step, first(width)[:, None] + step  # [size, kernel]
-    source = (rows[:, None, :, None] * width + columns[None, :, None, :]).reshape(-1)
-    target = torch.arange(height * width, device=device).repeat_interleave(kernel * kernel)
-    graph = _from_edges(source, target, height * width)
-
-    def rule(target: Tensor, source: Tensor) -> Tensor:
-        inside = None
-        for size, t, s in ((height, target // width, source // width), (width, target % width, source % width)):
-            begin = (t - kernel // 2).clamp(0, size - kernel)
-            here = (s >= begin) & (s < begin + kernel)
-            inside = here if inside is None else inside & here
-        return inside  # type: ignore[return-value]
-
-    graph.rule = rule
+    found = neighbourhood(height, width, kernel, device=device)
+    graph = Graph(height * width, found.edge_index, device=device, rule=found.contains)
+    graph.pattern = lambda: neighbourhood(height, width, kernel, device=device)
     return graph
 
 

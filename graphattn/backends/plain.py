@@ -57,6 +57,8 @@ class Layout:
         self.leading, self.heads = tuple(like.shape[:-3]), like.shape[-2]
         self._own = graph.leading_axes.startswith("b")
         self.shared = math.prod(self.leading[:-1]) if self._own else 1
+        # Nothing to fold: views cost the host as much as a small kernel costs the device.
+        self._as_it_is = len(self.leading) == 1 and self.shared == 1
 
     @staticmethod
     def reason(call: Call) -> str | None:
@@ -67,6 +69,8 @@ class Layout:
 
     def fold(self, x: Tensor) -> Tensor:
         """To ``[B, N, H', D]``."""
+        if self._as_it_is:
+            return x
         if not self._own:
             return x.reshape(math.prod(self.leading), *x.shape[-3:])
         x = x.reshape(self.shared, *x.shape[-4:])
@@ -74,6 +78,8 @@ class Layout:
 
     def unfold(self, x: Tensor) -> Tensor:
         """The inverse of :meth:`fold`; for ``[B, N, H']`` as well."""
+        if self._as_it_is:
+            return x
         if self._own:
             x = x.unflatten(2, (self.shared, self.heads)).movedim(2, 0)
             return x.reshape(*self.leading, *x.shape[2:])

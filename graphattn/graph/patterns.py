@@ -15,6 +15,7 @@ from torch import Tensor
 
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import check
+from graphattn.graph.neighbourhood import Neighbourhood
 from graphattn.graph.pattern import Difference, Intersection, Pattern, Transposed, Union
 from graphattn.graph.random_graphs import expander, random_regular
 from graphattn.graph.rules import Blocks, Causal, Complete, Device, Grid, Hubs, Prefix, Window
@@ -26,6 +27,7 @@ __all__ = [
     "Difference",
     "Grid",
     "Hubs",
+    "Neighbourhood",
     "Intersection",
     "Pattern",
     "Prefix",
@@ -38,6 +40,7 @@ __all__ = [
     "expander",
     "grid",
     "hubs",
+    "neighbourhood",
     "prefix",
     "random_regular",
     "strided",
@@ -132,6 +135,7 @@ def blocks(
     *,
     num_tokens: int | None = None,
     num_sources: int | None = None,
+    num_edges: int | None = None,
     validate: bool = True,
     device: Device = None,
 ) -> Blocks:
@@ -143,6 +147,7 @@ def blocks(
         num_tokens: The last entry of ``ptr``, where reading it from the device would cost too much (with
             ``validate=False``, nothing then waits for the device).
         num_sources: The last entry of ``source_ptr``, likewise.
+        num_edges: The sum over members of targets times sources, likewise (attention that lists the edges asks for it).
         validate: Check the pointers and count the edges.
         device: Where the edges live; default: with ``ptr``.
     """
@@ -159,9 +164,11 @@ def blocks(
     assert num_sources is not None
     if validate:
         check.check_ptrs(targets, sources, num_tokens, num_sources, targets.device)
-    graph = Blocks(targets, sources, num_tokens, num_sources)
+    graph = Blocks(targets, sources, num_tokens, num_sources, None if validate else num_edges)
     if validate and not torch.compiler.is_compiling():
         _ = graph.num_edges, graph.equal_members  # looked up now, so that compiled and exported code need not
+        if num_edges is not None and num_edges != graph.num_edges:
+            raise ArgumentError(f"num_edges must be what ptr says, {graph.num_edges}, got {num_edges}")
     return graph
 
 
@@ -194,6 +201,22 @@ def grid(
             raise ArgumentError(f"neighbours must be 4 or 8, got {neighbours!r}; use radius for more")
     reach = 1 if radius is None else _count("radius", radius)
     return Grid(height, width, reach, neighbours != 4, bool(torus), bool(self_loops), device)
+
+
+def neighbourhood(height: int, width: int, size: int, *, device: Device = None) -> Neighbourhood:
+    """Every cell reads the ``size`` x ``size`` cells around it, itself included; at a border the square moves
+    inside, so that all cells read equally many (neighbourhood attention: Hassani et al., CVPR 2023, section 3.1).
+
+    Args:
+        height: Number of rows.
+        width: Number of columns; cell ``(row, column)`` is token ``row * width + column``.
+        size: Side of the square, odd; along an axis with fewer cells, all are read.
+        device: Where edges live once they are enumerated.
+    """
+    height, width = _count("height", height), _count("width", width)
+    if _count("size", size, 1) % 2 == 0:
+        raise ArgumentError(f"size must be odd, for the cell to be the middle of its square, got {size}")
+    return Neighbourhood(height, width, size, device)
 
 
 def _count(name: str, value: int, least: int = 0, most: int | None = None) -> int:

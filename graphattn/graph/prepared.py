@@ -9,6 +9,7 @@ import torch
 
 from graphattn.errors import ArgumentError
 from graphattn.graph.block_mask import to_block_mask
+from graphattn.graph.neighbourhood import Neighbourhood
 from graphattn.graph.order import image_tiles
 from graphattn.graph.pattern import Pattern
 from graphattn.graph.rules import Causal, Complete, Grid
@@ -139,9 +140,10 @@ def _fill(graph: TokenGraph) -> float:
 
 
 def _make(graph: TokenGraph, block: int | tuple[int, int] | None, order: Order) -> Blocks:
-    if order is None and isinstance(graph.pattern, Grid) and graph.pattern.width > _CELLS < graph.pattern.height:
+    rule = graph.pattern
+    if order is None and isinstance(rule, Grid | Neighbourhood) and rule.width > _CELLS < rule.height:
         # A cell's neighbours stand in a few squares of cells, but in as many stretches of rows as the radius says.
-        order = image_tiles(graph.pattern.height, graph.pattern.width, _CELLS)
+        order = image_tiles(rule.height, rule.width, _CELLS)
         block = _CELLS * _CELLS if block is None else block
     sizes = block_size(graph) if block is None else (block, block) if isinstance(block, int) else block
     return make_blocks(graph, block_targets=sizes[0], block_sources=sizes[1], order=order)

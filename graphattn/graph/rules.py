@@ -8,7 +8,7 @@ from torch import Tensor
 from graphattn.graph.csr import Csr, batch_vector, index_dtype
 from graphattn.graph.pattern import Pattern, csr_from_ranges
 
-__all__ = ["Blocks", "Causal", "Complete", "Device", "Grid", "Hubs", "Prefix", "Window"]
+__all__ = ["Blocks", "Causal", "Complete", "Device", "Grid", "Hubs", "Prefix", "Window", "columns_of"]
 
 Device = torch.device | str | None
 
@@ -207,15 +207,25 @@ class Blocks(Pattern):
     @property
     def sizes_known(self) -> bool:
         """Whether :attr:`equal_members` is known already, without waiting for the device."""
-        return self._equal is not None
+        return self._equal is not None or self._size_says is not None
 
     @property
     def equal_members(self) -> bool:
         """Whether all members are of one size; looked up once."""
         if self._equal is None:
+            self._equal = self._size_says
+        if self._equal is None:
             targets, sources = (ptr.diff() for ptr in self._ptrs)
             self._equal = self.num_members > 0 and bool((targets == targets[0]).all() & (sources == sources[0]).all())
         return self._equal
+
+    @property
+    def _size_says(self) -> bool | None:
+        """What the number of edges says about members of one size, where it is known: by Cauchy and Schwarz,
+        ``(sum n)^2 <= B sum n^2``, and equal only if all n are."""
+        if self._num_edges is None or self._source_member is not None:
+            return None
+        return self.num_members > 0 and self.num_members * self._num_edges == self._num_targets**2
 
     @property
     def known_symmetric(self) -> bool:
@@ -279,7 +289,7 @@ class Grid(Pattern):
     def tile(self, t_first: Tensor, t_last: Tensor, s_first: Tensor, s_last: Tensor) -> tuple[Tensor, Tensor]:
         rows = [place // self.width for place in (t_first, t_last, s_first, s_last)]
         down, most_down = _gap(rows[0], rows[1], rows[2], rows[3], size=self.height if self.torus else None)
-        columns = (*self._columns(t_first, t_last), *self._columns(s_first, s_last))
+        columns = (*columns_of(t_first, t_last, self.width), *columns_of(s_first, s_last, self.width))
         right, most_right = _gap(*columns, size=self.width if self.torus else None)
         if self.diagonal:
             near, far = torch.maximum(down, right), torch.maximum(most_down, most_right)
@@ -287,11 +297,6 @@ class Grid(Pattern):
             near, far = down + right, most_down + most_right
         apart = (t_last < s_first) | (s_last < t_first) | self.self_loops
         return near <= self.radius, (far <= self.radius) & apart
-
-    def _columns(self, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-        """The columns of a run of cells: all of them where it has cells in more than one row."""
-        wraps = first // self.width != last // self.width
-        return (first % self.width).masked_fill(wraps, 0), (last % self.width).masked_fill(wraps, self.width - 1)
 
     @property
     def num_edges(self) -> int:
@@ -342,6 +347,12 @@ class Grid(Pattern):
         inside = (down >= 0) & (down < height) & (right >= 0) & (right < width)
         rowptr = torch.cat([target.new_zeros(1), inside.sum(1).cumsum(0)])
         return Csr(rowptr.to(dtype), (down * width + right)[inside], None)
+
+
+def columns_of(first: Tensor, last: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The columns of a run of cells of a grid: all of them where it has cells in more than one row."""
+    wraps = first // width != last // width
+    return (first % width).masked_fill(wraps, 0), (last % width).masked_fill(wraps, width - 1)
 
 
 def _gap(low: Tensor, high: Tensor, other_low: Tensor, other_high: Tensor, size: int | None) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,19 @@ import torch
 from torch import Tensor
 
 from graphattn.errors import ArgumentError, ArgumentTypeError
-from graphattn.graph import Pattern, TokenGraph, blocks, causal, complete, grid, hubs, prefix, strided, window
+from graphattn.graph import (
+    Pattern,
+    TokenGraph,
+    blocks,
+    causal,
+    complete,
+    grid,
+    hubs,
+    neighbourhood,
+    prefix,
+    strided,
+    window,
+)
 from graphattn.graph.order import align_members
 from graphattn.graph.tiles import pack, unpack
 from graphattn.graph.tiling import count_edges, make_blocks, tile_fill
@@ -35,6 +47,8 @@ PATTERNS: dict[str, Callable[[], Pattern]] = {
     "grid, radius beyond": lambda: grid(9, 11, 20, self_loops=True),
     "torus": lambda: grid(12, 18, 3, torus=True),
     "torus, 4": lambda: grid(3, 50, neighbours=4, torus=True),
+    "neighbourhood": lambda: neighbourhood(17, 13, 5),
+    "neighbourhood, line": lambda: neighbourhood(2, 60, 7),
     "union": lambda: window(140, 17) | hubs(140, 3),
     "intersection": lambda: causal(171) & blocks([0, 40, 40, 170, 171]),
     "difference": lambda: complete(140) - causal(140),

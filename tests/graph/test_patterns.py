@@ -20,6 +20,7 @@ from graphattn.graph import (
     complete,
     grid,
     hubs,
+    neighbourhood,
     prefix,
     random_regular,
     strided,
@@ -42,6 +43,21 @@ def cells(
         right = ring(c1, c2, width) if torus else abs(c1 - c2)
         near = max(down, right) <= radius if corners else down + right <= radius
         return near and (loops or target != source)
+
+    return reads
+
+
+def square(height: int, width: int, size: int) -> Callable[[int, int], bool]:
+    """Reading the cells of a square that is moved, at a border, as far as it takes to lie inside."""
+
+    def along(target: int, source: int, count: int) -> bool:
+        starts = range(max(count - size, 0) + 1)
+        best = min(starts, key=lambda start: abs(start + size // 2 - target))
+        return best <= source < best + size
+
+    def reads(target: int, source: int) -> bool:
+        (r1, c1), (r2, c2) = divmod(target, width), divmod(source, width)
+        return along(r1, r2, height) and along(c1, c2, width)
 
     return reads
 
@@ -82,6 +98,11 @@ CASES: dict[str, tuple[Pattern, Callable[[int, int], bool]]] = {
     "grid, 8": (grid(3, 4, neighbours=8), cells(3, 4)),
     "grid, line": (grid(1, 5), cells(1, 5)),
     "grid, empty": (grid(0, 5), cells(1, 5)),
+    "neighbourhood": (neighbourhood(6, 7, 3), square(6, 7, 3)),
+    "neighbourhood, five": (neighbourhood(5, 8, 5), square(5, 8, 5)),
+    "neighbourhood of itself": (neighbourhood(3, 2, 1), lambda t, s: t == s),
+    "neighbourhood beyond": (neighbourhood(2, 6, 5), square(2, 6, 5)),
+    "neighbourhood, empty": (neighbourhood(0, 6, 5), square(1, 6, 5)),
     "torus": (grid(4, 5, torus=True), cells(4, 5, torus=True)),
     "torus, radius": (grid(5, 6, 2, torus=True), cells(5, 6, 2, torus=True)),
     "torus, wrapped twice": (grid(4, 3, 7, torus=True), cells(4, 3, 7, torus=True)),
@@ -245,6 +266,11 @@ def test_rule_traces() -> None:
         (lambda: grid(3, 3, -1), ArgumentError, "radius must be 0 or more, got -1"),
         (lambda: grid(3, 3, 1, neighbours=4), ArgumentError, "give radius or neighbours, not both"),
         (lambda: grid(3, 3, neighbours=6), ArgumentError, "neighbours must be 4 or 8, got 6"),
+        (
+            lambda: neighbourhood(3, 3, 2),
+            ArgumentError,
+            "size must be odd, for the cell to be the middle of its square, got 2",
+        ),
         (lambda: blocks([0, 3, 2]), ArgumentError, "ptr must rise from 0"),
         (lambda: blocks([1, 3]), ArgumentError, "ptr must rise from 0"),
         (lambda: blocks([0.0, 1.0]), ArgumentTypeError, "ptr must be an integer tensor"),
@@ -255,3 +281,16 @@ def test_rule_traces() -> None:
 def test_bad_arguments(call: Callable[[], Any], error: type, text: str) -> None:
     with pytest.raises(error, match=text):
         call()
+
+
+def test_blocks_whose_counts_the_host_knows() -> None:
+    """The number of edges says whether members are of one size, so that nothing need be looked up."""
+    for sizes in ([3, 3, 3], [2, 4, 3], [5], [0, 2], []):
+        ptr = torch.tensor([0, *sizes]).cumsum(0)
+        edges = sum(size * size for size in sizes)
+        told = blocks(ptr, num_tokens=sum(sizes), num_edges=edges, validate=False)
+        assert told.sizes_known and told.num_edges == edges
+        assert told.equal_members == blocks(ptr).equal_members == (len(set(sizes)) == 1)
+        assert torch.equal(told.edge_index, blocks(ptr).edge_index)
+    with pytest.raises(ArgumentError, match="num_edges must be what ptr says, 9, got 8"):
+        blocks([0, 3], num_edges=8)

@@ -77,7 +77,8 @@ def graph_with_hubs(tokens: int = 5000, edges: int = 60_000) -> TokenGraph:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
 def test_a_large_graph_equals_gather(dtype: torch.dtype, draw: Draw) -> None:
     graph = graph_with_hubs()
-    leaves = [draw(5000, 8, 16).to(DEVICE, dtype).requires_grad_() for _ in range(3)]
+    # An eighth: the sums over 14,000 edges must stay below the 65,504 of float16.
+    leaves = [(draw(5000, 8, 16) / 8).to(DEVICE, dtype).requires_grad_() for _ in range(3)]
     wide = [x.detach().double().requires_grad_() for x in leaves]
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2}[dtype]
     for a, b in zip(layer(graph, *leaves, "triton"), layer(graph, *wide, "gather"), strict=True):
@@ -88,9 +89,14 @@ def test_a_large_graph_equals_gather(dtype: torch.dtype, draw: Draw) -> None:
 def test_a_cuda_graph_replays_a_layer(draw: Draw) -> None:
     graph = graph_with_hubs()
     leaves = [draw(5000, 8, 16, dtype=torch.float32).to(DEVICE).requires_grad_() for _ in range(3)]
-    for _ in range(3):
-        expected = layer(graph, *leaves, "triton")
-    torch.cuda.synchronize()
+    stream = (
+        torch.cuda.Stream()
+    )  # autograd remembers where a leaf was used first: the default stream cannot be captured
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            expected = layer(graph, *leaves, "triton")
+    torch.cuda.current_stream().wait_stream(stream)
     captured = torch.cuda.CUDAGraph()
     with torch.cuda.graph(captured):
         got = layer(graph, *leaves, "triton")
@@ -114,7 +120,11 @@ def test_results_beyond_the_reach_of_32_bits() -> None:
     assert torch.equal(product[:, :, :1], ends[0] * ends[1])
     assert torch.equal(product[-1000:], (rows[_owner(target)[-1000:]] * rows[_owner(source)[-1000:]]))
     total = segment_sum(structure, product, backend="triton")
-    torch.testing.assert_close(total[..., :8], segment_sum(structure, product[..., :8].contiguous(), backend="gather"))
+    # In float64: PyTorch's own sum of 65,000 equal numbers in float32 is off by a third of a per cent.
+    few = product[..., :8].double().contiguous()
+    torch.testing.assert_close(
+        total[..., :8].double(), segment_sum(structure, few, backend="gather"), rtol=2e-3, atol=1e-3
+    )
 
 
 def _owner(structure: object) -> Tensor:

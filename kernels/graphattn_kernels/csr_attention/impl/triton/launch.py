@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -22,7 +23,8 @@ _MERGE_PROGRAMS = 1024
 _MERGE_PARTS = 16
 
 
-class _Pass(NamedTuple):
+@dataclass(frozen=True, eq=False)  # hashed by identity: Triton's own hash of a kernel takes microseconds
+class _Pass:
     """A kernel and the shape of its work. Tuned on an H200 (see experiments/benchmarks): differences of a few percent,
     save that one head at a time pays in the forward pass where a head alone fills a line of 128 bytes."""
 
@@ -42,13 +44,13 @@ _COLUMN = _Pass(column_kernel, 512, 1)
 
 def _tuned(step: _Pass, dtype: torch.dtype, width: int, widest: int, additive: bool) -> _Pass:
     if step is _FORWARD and additive and width == 1:  # GAT gathers values only: twice as many for each index
-        return step._replace(slice_bytes=1024, unroll=1 if widest >= 64 else 2, lane_bytes=32)
+        return replace(step, slice_bytes=1024, unroll=4 if widest >= 64 else 2, lane_bytes=32)
     if step is _FORWARD and not additive and widest * dtype.itemsize >= 128:
-        return step._replace(slice_bytes=128)
+        return replace(step, slice_bytes=128)
     if step is _ROW and additive:
-        return step._replace(unroll=1)
+        return replace(step, unroll=1)
     if step is _COLUMN and dtype.itemsize > 2:
-        return step._replace(slice_bytes=256, unroll=2)
+        return replace(step, slice_bytes=256, unroll=2)
     return step
 
 
@@ -133,7 +135,7 @@ class _Call:
             (*self.tensors, *arrays, view.index, edge_id, row, begin, end, *parts, row.shape[0], num_parts)
             + self.numbers,
             _constants(step, *self.shape),
-            (self.kind, step, view.index.dtype, edge_id is None, hubs is None),
+            (self.kind, view.index.dtype, edge_id is None, hubs is None),
         )
 
     def grid(self, step: _Pass, schedule: Schedule) -> tuple[int, int, int]:
