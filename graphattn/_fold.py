@@ -105,6 +105,17 @@ class Fold:
         """Parameters of each head, ``[H, ...]`` to ``[repeats * H, ...]``; not for a graph for each head."""
         return x if self._repeat == 1 else x.repeat(self._repeat, *(1 for _ in x.shape[1:]))
 
+    def per_head(self, x: Tensor) -> Tensor:
+        """A number for each head, ``[]`` or ``[H]``, as it multiplies the rows of :meth:`tokens` at the targets:
+        ``[1 or copies * T, 1 or repeats * heads, 1]``."""
+        if x.dim() > 1 or (x.dim() == 1 and x.shape[0] not in (1, self._heads)):
+            raise ArgumentError(f"a number for each head must be [] or [{self._heads}], got {list(x.shape)}")
+        if x.numel() == 1:
+            return x.reshape(1, 1, 1)
+        if self._per_head:
+            return x.repeat_interleave(self._graph.num_targets).repeat(self._copies).reshape(-1, 1, 1)
+        return self.heads(x).reshape(1, -1, 1)
+
     def edge_heads(self, x: Tensor) -> Tensor:
         """``[E, repeats * heads, ...]`` to ``[E, repeats, heads, ...]``, for scores with a parameter for each head.
 

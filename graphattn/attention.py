@@ -10,16 +10,18 @@ from torch import Tensor
 
 from graphattn._fold import Fold
 from graphattn._inputs import autocast, check_clamp, check_edge_tensor, check_graph, check_inputs, check_rows
+from graphattn._watch import Seen, tell, watching
 from graphattn.backends import Call, Result, choose, choose_steps, named
 from graphattn.backends.base import EdgeBias
 from graphattn.backends.steps import drop, edge_scores, why_unfused
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
 from graphattn.normalize import Normalizer, Softmax, resolve_normalizer
-from graphattn.propagate import EdgeOperator, Propagator, resolve_propagator
+from graphattn.propagate import EdgeOperator, OneHop, Propagator, resolve_propagator
 from graphattn.score import Score, resolve_score
 from graphattn_kernels import segment_softmax
 from graphattn_kernels._random import check_dropout
+from graphattn_kernels._segment import accumulate_dtype
 
 __all__ = ["AttentionOutput", "attend", "draw_seed", "edge_weights", "merge", "propagate"]
 
@@ -121,6 +123,11 @@ def attend(
         got = "a ready edge tensor" if isinstance(score, Tensor) else type(score).__name__
         raise ArgumentError(f"need_product needs the dot score, got {got}")
     fold = Fold(graph, tuple(values.shape[:-3]), values.shape[-2])
+    if watching():  # beside the call, which takes its usual way
+        shared = {"edge_bias": edge_bias, "edge_gate": edge_gate, "scale": scale, "clamp": clamp}
+        with torch.no_grad():
+            seen = edge_weights(graph, q, k, score=score, normalizer=rule, **shared)  # type: ignore[arg-type]
+        tell(Seen(graph, q, k, seen))
 
     weights = None
     if why_unfused(graph, score, rule, mover, need_weights) is None:
@@ -147,7 +154,7 @@ def attend(
         else:
             weights = rule(graph, scores, backend)
         kept = drop(weights, dropout_p, dropout_seed)
-        out = mover(EdgeOperator(graph, kept.to(values.dtype), backend), fold.tokens(values))
+        out = _move(mover, graph, fold, kept, values, backend)
         result = Result(
             fold.untokens(out, graph.num_targets),
             fold.untokens(lse.unsqueeze(-1), graph.num_targets).squeeze(-1) if need_lse and lse is not None else None,
@@ -237,7 +244,7 @@ def propagate(
     fold = Fold(graph, tuple(v.shape[:-3]), v.shape[-2])
     folded = fold.edges("weights", weights, graph.num_edges)
     assert folded is not None
-    out = resolve_propagator(propagator)(EdgeOperator(graph, folded.to(v.dtype), backend), fold.tokens(v))
+    out = _move(resolve_propagator(propagator), graph, fold, folded, v, backend)
     return fold.untokens(out, graph.num_targets)
 
 
@@ -307,6 +314,14 @@ def _prepare(
     chosen = resolve_score(score) if ready is None else ready  # type: ignore[arg-type]
     check_inputs(graph, q, k, v, chosen, edge_bias=rows, edge_gate=edge_gate)
     return q, k, v, chosen, edge_bias if callable(edge_bias) else rows, edge_gate
+
+
+def _move(mover: Propagator, graph: TokenGraph, fold: Fold, weights: Tensor, values: Tensor, backend: str) -> Tensor:
+    """Values ``[..., S, H, D]`` along weights ``[E, H']``, folded."""
+    # Many products one after another would add up the rounding of a half type.
+    dtype = values.dtype if isinstance(mover, OneHop) else accumulate_dtype(values.dtype)
+    operator = EdgeOperator(graph, weights.to(dtype), backend, fold.per_head)
+    return mover(operator, fold.tokens(values).to(dtype)).to(values.dtype)
 
 
 def _score_leading(graph: TokenGraph, score: Tensor) -> tuple[tuple[int, ...], int]:

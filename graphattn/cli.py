@@ -15,6 +15,7 @@ _TRAINING = {
     "validate": "score a checkpoint on the validation split",
     "test": "score a checkpoint on the test split",
     "predict": "write a checkpoint's outputs on the test split",
+    "leaderboard": "train with several seeds and write the row that a leaderboard asks for",
 }
 _LISTS = ("mechanisms", "models", "datasets", "backends")
 _EPILOG = """examples:
@@ -22,6 +23,7 @@ _EPILOG = """examples:
   graphattn fit --config experiments/pattern/small.yaml --trainer.max_epochs=5 --seed_everything=1
   graphattn fit --config runs/pattern-small/seed_41/config.yaml --ckpt_path last      (resume)
   graphattn test --config runs/pattern-small/seed_41/config.yaml --ckpt_path best
+  graphattn leaderboard --config experiments/ogb/molhiv.yaml --seeds 10             (the same again goes on)
   graphattn fit --help                                                              (all options)
   graphattn list datasets
 
@@ -103,9 +105,14 @@ def _train(command: str, arguments: list[str]) -> int:
     # A console script does not have the current folder on its path, where a user keeps the model that a config names.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    from graphattn.training import run
+    if command == "leaderboard":
+        from graphattn.training import run_leaderboard
 
-    run(command, arguments)
+        run_leaderboard(arguments)
+    else:
+        from graphattn.training import run
+
+        run(command, arguments)
     return 0
 
 

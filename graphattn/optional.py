@@ -24,7 +24,7 @@ def require(module: str, *, extra: str, purpose: str | None = None) -> ModuleTyp
     """
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a native library of it is missing or does not fit
         what = f"{purpose} needs" if purpose else "this needs"
         raise MissingPackageError(
             f'{what} the package "{module.partition(".")[0]}", which cannot be imported ({error}). '

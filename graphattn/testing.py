@@ -334,11 +334,12 @@ def check_mechanism(mechanism: str | nn.Module, *, width: int = 8, heads: int = 
         for gradient in torch.autograd.grad(out.square().sum(), inputs, allow_unused=True, materialize_grads=True):
             assert bool(gradient.isfinite().all()), f"{kind}: a gradient is not finite"
 
-        # Token n of the permuted graph is token order[n] of the first.
-        order = torch.randperm(graph.num_tokens, generator=random)
+        # Token n of the permuted graph is token order[n] of the first; each stays in its member.
+        sizes = [(begin, end - begin) for begin, end in zip(*_bounds(graph), strict=True)]
+        order = torch.cat([begin + torch.randperm(size, generator=random) for begin, size in sizes])
         shuffle = torch.randperm(graph.num_edges, generator=random)
         edges = order.argsort()[graph.edge_index][:, shuffle]
-        moved, _ = module(x[order], TokenGraph.from_edge_index(edges, graph.num_tokens))
+        moved, _ = module(x[order], TokenGraph.from_edge_index(edges, graph.num_tokens, ptr=graph.target_ptr))
         _close(moved, out[order], f"{kind}: permutation of tokens and edges")
         for begin, end in zip(*_bounds(graph), strict=True):
             mine = (graph.edge_index[1] >= begin) & (graph.edge_index[1] < end)

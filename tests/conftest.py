@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,16 @@ def nan_filled_allocations() -> Iterator[None]:
     finally:
         torch.utils.deterministic.fill_uninitialized_memory = fill
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+@pytest.fixture
+def ogb_files(tmp_path: Path) -> Any:
+    """Writes small data sets below ``tmp_path / "ogb_root"``, in OGB's own form: ``ogb_files.write("ogbg-molhiv")``."""
+    spec = importlib.util.spec_from_file_location("ogb_files", Path(__file__).with_name("ogb_files.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.OgbFiles(tmp_path / "ogb_root")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

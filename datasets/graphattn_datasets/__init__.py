@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         average_precision,
         balanced_accuracy,
         batch_mean_balanced_accuracy,
+        roc_auc,
         sbm_class_weights,
     )
     from graphattn_datasets.peptides import PeptidesArrays, PeptidesLRGB
@@ -48,6 +49,7 @@ __all__ = [
     "dataset_info",
     "list_datasets",
     "load_dataset",
+    "roc_auc",
     "sbm_class_weights",
     "sbm_cluster_graphs",
     "sbm_pattern_graphs",
@@ -65,6 +67,7 @@ _PLAIN = {
     "average_precision": "metrics",
     "balanced_accuracy": "metrics",
     "batch_mean_balanced_accuracy": "metrics",
+    "roc_auc": "metrics",
     "sbm_class_weights": "metrics",
     "sbm_cluster_graphs": "sbm",
     "sbm_pattern_graphs": "sbm",

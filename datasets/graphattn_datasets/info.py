@@ -7,8 +7,19 @@ from typing import Literal, NamedTuple
 
 __all__ = ["Anchor", "DatasetInfo"]
 
-Task = Literal["node", "inductive_node", "graph_regression", "graph_classification"]
-Metric = Literal["accuracy", "balanced_accuracy", "roc_auc", "average_precision", "mae"]
+Task = Literal["node", "inductive_node", "graph_regression", "graph_classification", "image_classification", "link"]
+Metric = Literal[
+    "accuracy",
+    "balanced_accuracy",
+    "roc_auc",
+    "average_precision",
+    "mae",
+    "rmse",
+    "mrr",
+    "hits@20",
+    "hits@50",
+    "hits@100",
+]
 
 
 class Anchor(NamedTuple):
@@ -39,8 +50,8 @@ class DatasetInfo:
         loader: ``"module:function"`` that makes it.
         task: What is predicted, of what.
         metric: The metric of the leaderboard.
-        splits: ``"files"`` (three sets of graphs), ``"masks"`` (one graph, masks of nodes) or ``"folds"``
-            (ten folds).
+        splits: ``"files"`` (three sets of graphs or images), ``"masks"`` (one graph, masks of nodes), ``"folds"``
+            (ten folds), ``"indices"`` (numbers of graphs) or ``"edges"`` (one graph, sets of edges).
         size: One line about its size.
         source: Where it comes from.
         licence: Licence of the data.
@@ -60,7 +71,7 @@ class DatasetInfo:
     loader: str
     task: Task
     metric: Metric
-    splits: Literal["files", "masks", "folds"]
+    splits: Literal["files", "masks", "folds", "indices", "edges"]
     size: str
     source: str
     licence: str

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from graphattn.registry import Registry
 from graphattn_datasets.catalog import CATALOG
+from graphattn_datasets.images.catalog import IMAGE_CATALOG
 from graphattn_datasets.info import DatasetInfo
+from graphattn_datasets.ogb.catalog import OGB_CATALOG
 
 __all__ = ["DATASETS", "dataset_info", "list_datasets"]
 
@@ -14,10 +16,11 @@ _ALIASES = {
     "sbm_pattern": "pattern",
     "sbm_cluster": "cluster",
     "peptides": "peptides_func",
+    "pcqm4m_v2": "pcqm4mv2",
 }
 
 DATASETS: Registry[DatasetInfo] = Registry("data set")
-for _info in CATALOG:
+for _info in (*CATALOG, *IMAGE_CATALOG, *OGB_CATALOG):
     DATASETS.register(_info.name)(_info)
 
 
@@ -26,7 +29,7 @@ def list_datasets(task: str | None = None) -> list[str]:
 
     Args:
         task: Only those of this task (``"node"``, ``"inductive_node"``, ``"graph_regression"``,
-            ``"graph_classification"``).
+            ``"graph_classification"``, ``"image_classification"``, ``"link"``).
     """
     return [name for name in DATASETS.names() if task is None or DATASETS.get(name).task == task]
 

@@ -11,12 +11,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graphattn.conv.gat_conv import GATConv as GATConv
+    from graphattn.conv.gatv2_conv import GATv2Conv as GATv2Conv
+    from graphattn.conv.gps_conv import GPSConv as GPSConv
     from graphattn.conv.graph_transformer_conv import GraphTransformerConv as GraphTransformerConv
+    from graphattn.conv.hgt_conv import HGTConv as HGTConv
     from graphattn.conv.transformer_conv import TransformerConv as TransformerConv
 
-__all__ = ["GraphTransformerConv", "TransformerConv"]
+__all__ = ["GATConv", "GATv2Conv", "GPSConv", "GraphTransformerConv", "HGTConv", "TransformerConv"]
 
-_HOME = {"GraphTransformerConv": "graph_transformer_conv", "TransformerConv": "transformer_conv"}
+_HOME = {
+    "GATConv": "gat_conv",
+    "GATv2Conv": "gatv2_conv",
+    "GPSConv": "gps_conv",
+    "GraphTransformerConv": "graph_transformer_conv",
+    "HGTConv": "hgt_conv",
+    "TransformerConv": "transformer_conv",
+}
 
 
 def __getattr__(name: str) -> Any:

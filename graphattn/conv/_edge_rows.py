@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from graphattn.conv._remembered import remembered
 from graphattn.graph import TokenGraph
 from graphattn_kernels import Structure, View, sddmm, spmm
 
@@ -39,7 +40,7 @@ class EdgeRows:
         channels: int,
         backend: str = "auto",
     ) -> None:
-        self._structure = _edges_as_sources(graph.structure)
+        self._structure = remembered((graph,), ("edge rows",), lambda: _edges_as_sources(graph.structure))
         self._backend = backend
         features = edge_attr.shape[1]
         if features > channels:

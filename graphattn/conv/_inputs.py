@@ -2,43 +2,93 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from graphattn.conv._remembered import remembered
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
 from graphattn.graph.convert import as_token_graph, sparse_values
 from graphattn.graph.matrix import is_matrix
 
-__all__ = ["edge_features", "given_edge_index", "node_features", "token_graph"]
+__all__ = ["Edges", "check_features", "edge_features", "edges_of", "is_edge_index", "node_features", "token_graph"]
 
 
-def node_features(x: Any, widths: tuple[int, int], size: tuple[int | None, int | None] | None) -> tuple[Tensor, Tensor]:
+class Edges(NamedTuple):
+    """The edges of one call of a layer."""
+
+    graph: TokenGraph
+    attr: Tensor | None
+    """``[E, F]``."""
+    listed: Tensor | None = None
+    """``[2, E]`` in the caller's rows and order; ``None``: as the graph lists them."""
+    unread: Tensor | None = None
+    """bool ``[E]``: listed, but not read; ``None``: all are read."""
+
+    @property
+    def edge_index(self) -> Tensor:
+        """``[2, E]`` in the order in which the edges were given."""
+        return self.graph.edge_index if self.listed is None else self.listed
+
+    def bias(self, like: Tensor) -> Tensor | None:
+        """``[E, 1]``, added to scores: -inf on edges that are not read."""
+        if self.unread is None:
+            return None
+        return like.new_zeros(self.unread.shape[0], 1).masked_fill(self.unread.unsqueeze(1), float("-inf"))
+
+
+def edges_of(
+    edge_index: Any, edge_attr: Any, num_sources: int, num_targets: int, flow: str, width: int | None
+) -> Edges:
+    """The edges as they were given, with features (see :func:`token_graph` and :func:`edge_features`)."""
+    graph = token_graph(edge_index, num_sources, num_targets, flow)
+    attr = edge_features(edge_attr, edge_index, graph.num_edges, width)
+    return Edges(graph, attr, edge_index if is_edge_index(edge_index) else None)
+
+
+def node_features(
+    x: Any,
+    widths: tuple[int, int],
+    size: tuple[int | None, int | None] | None,
+    *,
+    need_targets: bool = True,
+) -> tuple[Tensor, Any]:
     """Features of sources and of targets, from one tensor or a pair.
 
     Args:
         x: ``[N, F]``, or the pair ``[N_s, F_s]``, ``[N_t, F_t]``.
         widths: F_s and F_t; below 1: not known yet.
         size: N_s and N_t, where the caller gave them.
+        need_targets: Refuse a pair whose second entry is ``None``.
     """
     pair = isinstance(x, (tuple, list))
     if pair and len(x) != 2:
         raise ArgumentError(f"x must be a tensor or a pair (sources, targets), got {len(x)} entries")
     both = tuple(x) if pair else (x, x)
     for at, (rows, width) in enumerate(zip(both, widths, strict=True)):
+        if rows is None and at == 1 and not need_targets:
+            continue
         name = f"x[{at}] ({'source' if at == 0 else 'target'} features)" if pair else "x"
-        if not isinstance(rows, Tensor) or not rows.is_floating_point():
-            got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
-            hint = "; the target nodes ask, so their features are needed" if rows is None and at == 1 else ""
-            raise ArgumentTypeError(f"{name} must be a floating tensor, got {got}{hint}")
-        if rows.dim() != 2 or (width > 0 and rows.shape[1] != width):
-            expected = f"[N, {width}]" if width > 0 else "[N, F]"
-            raise ArgumentError(f"{name} must have shape {expected}, got {list(rows.shape)}")
+        if rows is None and at == 1:
+            raise ArgumentTypeError(
+                f"{name} must be a floating tensor, got None; the target nodes ask, so their features are needed"
+            )
+        check_features(name, rows, width)
         if size is not None and size[at] is not None and size[at] != rows.shape[0]:
             raise ArgumentError(f"size must be the numbers of rows of x, got {size} for {name} of {list(rows.shape)}")
     return both
+
+
+def check_features(name: str, rows: Any, width: int) -> None:
+    """Raise unless ``rows`` are floating ``[N, width]`` (a width below 1: not known yet)."""
+    if not isinstance(rows, Tensor) or not rows.is_floating_point():
+        got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+        raise ArgumentTypeError(f"{name} must be a floating tensor, got {got}")
+    if rows.dim() != 2 or (width > 0 and rows.shape[1] != width):
+        expected = f"[N, {width}]" if width > 0 else "[N, F]"
+        raise ArgumentError(f"{name} must have shape {expected}, got {list(rows.shape)}")
 
 
 def token_graph(edge_index: Any, num_sources: int, num_targets: int, flow: str) -> TokenGraph:
@@ -60,14 +110,18 @@ def token_graph(edge_index: Any, num_sources: int, num_targets: int, flow: str) 
             f"edge_index must be one graph, got a TokenGraph with leading dimensions {list(edge_index.leading)}; "
             "graphattn.attend takes those"
         )
-    if flow == "target_to_source":
-        if not _is_edge_index(edge_index):
-            raise ArgumentError(
-                f"flow='target_to_source' needs an edge_index [2, E]; transpose the {type(edge_index).__name__} instead"
-            )
-        edge_index = edge_index.flip(0)
-    if _is_edge_index(edge_index):
-        return as_token_graph(edge_index, num_targets=num_targets, num_sources=num_sources)
+    turned = flow == "target_to_source"
+    if turned and not is_edge_index(edge_index):
+        raise ArgumentError(
+            f"flow='target_to_source' needs an edge_index [2, E]; transpose the {type(edge_index).__name__} instead"
+        )
+    if is_edge_index(edge_index):
+
+        def make() -> TokenGraph:
+            edges = edge_index.flip(0) if turned else edge_index
+            return as_token_graph(edges, num_targets=num_targets, num_sources=num_sources)
+
+        return remembered((edge_index,), ("graph", num_sources, num_targets, turned), make)
     graph = as_token_graph(edge_index)
     for nodes, found, rows in (
         ("source", graph.num_sources, num_sources),
@@ -76,11 +130,6 @@ def token_graph(edge_index: Any, num_sources: int, num_targets: int, flow: str) 
         if found != rows:
             raise ArgumentError(f"edge_index must be for as many {nodes} nodes as x has, {rows}, got {found}")
     return graph
-
-
-def given_edge_index(edge_index: Any, graph: TokenGraph) -> Tensor:
-    """``[2, E]`` in the order in which the edges were given; an ``edge_index`` as it is."""
-    return edge_index if _is_edge_index(edge_index) else graph.edge_index
 
 
 def edge_features(edge_attr: Any, edge_index: Any, num_edges: int, width: int | None) -> Tensor | None:
@@ -111,5 +160,6 @@ def edge_features(edge_attr: Any, edge_index: Any, num_edges: int, width: int | 
     return rows
 
 
-def _is_edge_index(value: Any) -> bool:
+def is_edge_index(value: Any) -> bool:
+    """Whether it is ``[2, E]`` and no matrix, boolean mask or graph."""
     return isinstance(value, Tensor) and value.layout == torch.strided and value.dtype != torch.bool

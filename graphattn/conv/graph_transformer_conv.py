@@ -6,14 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-from graphattn.conv._base import AttentionConv, Linear
+from graphattn.conv._base import QueryKeyValueConv
+from graphattn.conv._inputs import Edges
+from graphattn.conv._pyg import Linear
 from graphattn.errors import ArgumentError
-from graphattn.graph import TokenGraph
 
 __all__ = ["GraphTransformerConv"]
 
 
-class GraphTransformerConv(AttentionConv):
+class GraphTransformerConv(QueryKeyValueConv):
     r"""The attention of the graph transformer from the `"A Generalization of
     Transformer Networks to Graphs" <https://arxiv.org/abs/2012.09699>`_ paper.
 
@@ -99,16 +100,15 @@ class GraphTransformerConv(AttentionConv):
             **kwargs,
         )
         self.clamp = clamp
-        width = heads * out_channels if concat else out_channels
-        self.lin_skip = Linear(self._in_pair[1], width, bias=bias) if root_weight else None
+        self.lin_skip = Linear(self._in_pair[1], self._width, bias=bias) if root_weight else None
         self.reset_parameters()
 
-    def _score_options(self, graph: TokenGraph, q: Tensor, edge_attr: Tensor | None) -> dict[str, Any]:
+    def _score_options(self, edges: Edges, q: Tensor) -> dict[str, Any]:
         gate = None
-        if edge_attr is not None:
+        if edges.attr is not None:
             assert self.lin_edge is not None
-            gate = self._split(self.lin_edge(edge_attr))
+            gate = self._split(self.lin_edge(edges.attr))
         return {"clamp": self.clamp, "edge_gate": gate}
 
-    def _combine(self, out: Tensor, x_target: Tensor) -> Tensor:
+    def _combine(self, out: Tensor, x_target: Tensor | None) -> Tensor:
         return out if self.lin_skip is None else out + self.lin_skip(x_target)

@@ -9,14 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graphattn.attention import edge_weights, propagate
-from graphattn.conv._base import AttentionConv, Linear
+from graphattn.conv._base import QueryKeyValueConv
 from graphattn.conv._edge_rows import EdgeRows
+from graphattn.conv._inputs import Edges
+from graphattn.conv._pyg import Linear
 from graphattn.graph import TokenGraph
 
 __all__ = ["TransformerConv"]
 
 
-class TransformerConv(AttentionConv):
+class TransformerConv(QueryKeyValueConv):
     r"""The graph transformer operator from the `"Masked Label Prediction:
     Unified Message Passing Model for Semi-Supervised Classification"
     <https://arxiv.org/abs/2009.03509>`_ paper.
@@ -116,26 +118,27 @@ class TransformerConv(AttentionConv):
         )
         self.beta = beta and root_weight
         self.root_weight = root_weight
-        width = heads * out_channels if concat else out_channels
+        width = self._width
         self.lin_skip = Linear(self._in_pair[1], width, bias=bias)
         self.lin_beta = Linear(3 * width, 1, bias=False) if self.beta else None
         self.reset_parameters()
 
     def _attend(
-        self, graph: TokenGraph, q: Tensor, k: Tensor, v: Tensor, edge_attr: Tensor | None, need_weights: bool
+        self, edges: Edges, q: Tensor, k: Tensor, v: Tensor, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
+        graph, edge_attr = edges.graph, edges.attr
         if edge_attr is None:
-            return super()._attend(graph, q, k, v, edge_attr, need_weights)
-        edges = self._edge_rows(graph, edge_attr)
-        bias = edges.dot(q) * self.out_channels**-0.5
+            return super()._attend(edges, q, k, v, need_weights)
+        rows = self._edge_rows(graph, edge_attr)
+        bias = rows.dot(q) * self.out_channels**-0.5
         alpha = edge_weights(graph, q, k, edge_bias=bias, backend=self.backend)
         kept = F.dropout(alpha, self.dropout, self.training)
-        return propagate(graph, kept, v, backend=self.backend) + edges.sum(kept), alpha
+        return propagate(graph, kept, v, backend=self.backend) + rows.sum(kept), alpha
 
-    def _score_options(self, graph: TokenGraph, q: Tensor, edge_attr: Tensor | None) -> dict[str, Any]:
-        if edge_attr is None:
+    def _score_options(self, edges: Edges, q: Tensor) -> dict[str, Any]:
+        if edges.attr is None:
             return {}
-        return {"edge_bias": self._edge_rows(graph, edge_attr).dot(q) * self.out_channels**-0.5}
+        return {"edge_bias": self._edge_rows(edges.graph, edges.attr).dot(q) * self.out_channels**-0.5}
 
     def _edge_rows(self, graph: TokenGraph, edge_attr: Tensor) -> EdgeRows:
         return EdgeRows(graph, edge_attr, self._project_edges, self.out_channels, self.backend)
@@ -147,7 +150,7 @@ class TransformerConv(AttentionConv):
         assert self.lin_edge is not None
         return self._split(self.lin_edge(rows))
 
-    def _combine(self, out: Tensor, x_target: Tensor) -> Tensor:
+    def _combine(self, out: Tensor, x_target: Tensor | None) -> Tensor:
         if not self.root_weight:
             return out
         skip = self.lin_skip(x_target)

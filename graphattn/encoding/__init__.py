@@ -16,6 +16,7 @@ from graphattn.encoding.wl import WLVocabulary, wl_ids
 
 if TYPE_CHECKING:
     from graphattn.encoding.bulk import precompute
+    from graphattn.encoding.expander import AddExpander
     from graphattn.encoding.transforms import (
         AddDegree,
         AddHopDistance,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AddDegree",
+    "AddExpander",
     "AddHopDistance",
     "AddLaplacianPE",
     "AddRandomWalkPE",
@@ -53,6 +55,7 @@ __all__ = [
 # The transforms subclass PyG's, so their module is imported when one of them is first asked for.
 _LAZY = {
     "AddDegree": "transforms",
+    "AddExpander": "expander",
     "AddHopDistance": "transforms",
     "AddLaplacianPE": "transforms",
     "AddRandomWalkPE": "transforms",

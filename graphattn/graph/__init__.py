@@ -16,7 +16,8 @@ below; ``|``, ``&``, ``-``, ``@`` and ``.T`` combine them.
 """
 
 from graphattn.graph.algebra import connected_components
-from graphattn.graph.convert import as_token_graph, sparse_values
+from graphattn.graph.convert import as_token_graph, networkx_attributes, sparse_values
+from graphattn.graph.exphormer import ExphormerGraph, expander_edges, exphormer
 from graphattn.graph.patterns import (
     Pattern,
     blocks,
@@ -25,6 +26,7 @@ from graphattn.graph.patterns import (
     expander,
     grid,
     hubs,
+    neighbourhood,
     prefix,
     random_regular,
     strided,
@@ -35,6 +37,7 @@ from graphattn.graph.token_graph import Csc, Csr, TokenGraph
 __all__ = [
     "Csc",
     "Csr",
+    "ExphormerGraph",
     "Pattern",
     "TokenGraph",
     "as_token_graph",
@@ -43,8 +46,12 @@ __all__ = [
     "complete",
     "connected_components",
     "expander",
+    "expander_edges",
+    "exphormer",
     "grid",
     "hubs",
+    "neighbourhood",
+    "networkx_attributes",
     "prefix",
     "random_regular",
     "sparse_values",

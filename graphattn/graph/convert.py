@@ -1,7 +1,8 @@
 """Token graphs from and to what other libraries call a graph; :func:`as_token_graph` takes them all.
 
-Matrices are in :mod:`graphattn.graph.matrix`. The other libraries are told by the looks of their objects and
-imported only to make one.
+Matrices are in :mod:`graphattn.graph.matrix`, DGL's and NetworkX's graphs in :mod:`graphattn.graph.dgl_graphs` and
+:mod:`graphattn.graph.networkx_graphs`. Other libraries are told by the looks of their objects and imported only to make
+one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.utils import _pytree
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import check
 from graphattn.graph.csr import Csr
+from graphattn.graph.dgl_graphs import from_dgl, to_dgl
 from graphattn.graph.matrix import (
     from_adj_t,
     is_matrix,
@@ -23,6 +25,7 @@ from graphattn.graph.matrix import (
     to_scipy,
     to_torch_sparse,
 )
+from graphattn.graph.networkx_graphs import from_networkx, networkx_attributes, to_networkx
 from graphattn.graph.token_graph import TokenGraph
 from graphattn.optional import require
 
@@ -32,6 +35,7 @@ __all__ = [
     "from_dgl",
     "from_networkx",
     "from_pyg",
+    "networkx_attributes",
     "sparse_values",
     "to_dense",
     "to_device",
@@ -112,36 +116,6 @@ def from_pyg(data: Any) -> TokenGraph:
     return as_token_graph(edges, num_targets=num_tokens, num_sources=num_tokens, ptr=ptr)
 
 
-def from_networkx(graph: Any) -> TokenGraph:
-    """The graph of a NetworkX (di)graph, nodes and edges in their iteration order; undirected edges both ways."""
-    if not graph.is_directed():
-        graph = graph.to_directed(as_view=True)
-    number = {node: index for index, node in enumerate(graph.nodes())}
-    pairs = [(number[source], number[target]) for source, target in graph.edges()]
-    edge_index = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).t()
-    return TokenGraph.from_edge_index(edge_index, len(number))
-
-
-def from_dgl(graph: Any) -> TokenGraph:
-    """The graph of a ``DGLGraph`` with one edge type (bipartite and blocks included), edges by their id."""
-    if len(graph.canonical_etypes) != 1:
-        raise ArgumentError(
-            f"a DGLGraph must have one edge type, got {len(graph.canonical_etypes)}; give graph[edge_type]"
-        )
-    source, target = graph.edges(order="eid")
-    target_ptr = source_ptr = None
-    if graph.batch_size > 1:
-        target_ptr = _ptr_from_sizes(graph.batch_num_nodes(graph.dsttypes[0]).long())
-        source_ptr = _ptr_from_sizes(graph.batch_num_nodes(graph.srctypes[0]).long())
-    return TokenGraph.from_edge_index(
-        torch.stack([source, target]),
-        num_targets=graph.num_dst_nodes(),
-        num_sources=graph.num_src_nodes(),
-        target_ptr=target_ptr,
-        source_ptr=source_ptr,
-    )
-
-
 def to_device(graph: TokenGraph, device: torch.device | str, non_blocking: bool = False) -> TokenGraph:
     """The graph on another device; what is built is moved, what is not is built there."""
     if torch.empty(0, device=device).device == graph.device:
@@ -157,39 +131,6 @@ def to_pyg(graph: TokenGraph, **attributes: Tensor) -> Any:
     if graph.target_ptr is None:
         return data.Data(**fields)
     return data.Batch(batch=graph.target_batch, ptr=graph.target_ptr, **fields)
-
-
-def to_networkx(graph: TokenGraph) -> Any:
-    """A ``MultiDiGraph`` with nodes ``0..N - 1``."""
-    networkx = require("networkx", extra="nx")
-    _need_plain_square(graph, "to_networkx")
-    out = networkx.MultiDiGraph()
-    out.add_nodes_from(range(graph.num_targets))
-    out.add_edges_from(graph.edge_index.t().tolist())
-    return out
-
-
-def to_dgl(graph: TokenGraph) -> Any:
-    """A ``DGLGraph``, edges in the caller's order; a bipartite graph gets the node types source and target."""
-    dgl = require("dgl", extra="dgl")
-    if graph.leading:
-        raise ArgumentError(f"to_dgl needs a graph without leading dimensions, got {list(graph.leading)}")
-    source, target = graph.edge_index
-    if graph.is_square:
-        out = dgl.graph((source, target), num_nodes=graph.num_targets)
-    else:
-        sizes = {"source": graph.num_sources, "target": graph.num_targets}
-        out = dgl.heterograph({("source", "to", "target"): (source, target)}, sizes)
-    if graph.target_ptr is not None and graph.source_ptr is not None:
-        member = graph.target_batch[target]
-        if bool((member.diff() < 0).any()):
-            raise ArgumentError("to_dgl needs the edges of a batch member by member, in the order of the members")
-        nodes: Any = graph.target_ptr.diff().long()
-        if not graph.is_square:
-            nodes = {"source": graph.source_ptr.diff().long(), "target": nodes}
-        out.set_batch_num_nodes(nodes)
-        out.set_batch_num_edges(torch.bincount(member, minlength=graph.num_members))
-    return out
 
 
 def _ptr_from_sizes(sizes: Tensor) -> Tensor:

@@ -198,17 +198,18 @@ class TokenGraph:
     @classmethod
     def from_networkx(cls, graph: Any) -> TokenGraph:
         """The graph of a NetworkX (di)graph, nodes and edges in their iteration order; undirected edges count
-        both ways."""
+        both ways. :func:`graphattn.graph.networkx_attributes` reads labels and attributes."""
         from graphattn.graph import convert
 
         return convert.from_networkx(graph)
 
     @classmethod
-    def from_dgl(cls, graph: Any) -> TokenGraph:
-        """The graph of a homogeneous or bipartite ``DGLGraph``, edges in DGL's order."""
+    def from_dgl(cls, graph: Any, edge_type: Any = None) -> TokenGraph:
+        """The graph of a ``DGLGraph`` (bipartite, block, batch), or of one edge type of a heterogeneous one; edges in
+        DGL's order."""
         from graphattn.graph import convert
 
-        return convert.from_dgl(graph)
+        return convert.from_dgl(graph, edge_type)
 
     @classmethod
     def batch(cls, graphs: Sequence[TokenGraph]) -> TokenGraph:
@@ -553,17 +554,18 @@ class TokenGraph:
 
         return convert.to_pyg(self, **attributes)
 
-    def to_networkx(self) -> Any:
-        """A NetworkX ``MultiDiGraph`` with integer nodes."""
+    def to_networkx(self, **options: Any) -> Any:
+        """A NetworkX ``MultiDiGraph`` with integer nodes, or what the options of
+        :func:`graphattn.graph.networkx_graphs.to_networkx` say: labels, attributes, the class of the graph."""
         from graphattn.graph import convert
 
-        return convert.to_networkx(self)
+        return convert.to_networkx(self, **options)
 
-    def to_dgl(self) -> Any:
+    def to_dgl(self, idtype: torch.dtype = torch.int64) -> Any:
         """A ``DGLGraph``, edges in the caller's order."""
         from graphattn.graph import convert
 
-        return convert.to_dgl(self)
+        return convert.to_dgl(self, idtype)
 
     def to_block_mask(self, block: int = 128) -> Any:
         """A ``BlockMask`` for PyTorch's FlexAttention over tokens in their own order; a pattern brings its rule as the

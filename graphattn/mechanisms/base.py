@@ -17,7 +17,8 @@ class Mechanism(nn.Module):
     """Self-attention over a token graph: rows in, rows out.
 
     A subclass takes ``(width, heads, edge_width=None, *, dropout=0.0, attention_dropout=0.0, ...)``, so that models can
-    make it by name, and implements :meth:`forward`.
+    make it by name, and implements :meth:`forward`. One that makes new edge rows also takes ``edge_output=True``, which
+    models turn off where nobody reads them.
     """
 
     def forward(self, x: Tensor, graph: TokenGraph, edge: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -35,7 +36,11 @@ class Mechanism(nn.Module):
 
 
 MECHANISMS: Registry[type[Mechanism]] = Registry("mechanism")
+MECHANISMS.add("gated_gcn", "graphattn.mechanisms.gated_gcn:GatedGCN")
 MECHANISMS.add("graph_transformer", "graphattn.mechanisms.graph_transformer:GraphTransformerAttention")
+MECHANISMS.add("infsa", "graphattn.mechanisms.infsa:InfSA")
+MECHANISMS.add("linear_infsa", "graphattn.mechanisms.linear_infsa:LinearInfSA")
+MECHANISMS.add("multihead", "graphattn.mechanisms.multihead:MultiheadAttention")
 
 
 def head_width(width: int, heads: int) -> int:

@@ -30,6 +30,7 @@ class GraphTransformerAttention(Mechanism):
         edge_width: Channels of an edge row; ``None``: no edge rows. Must equal ``width`` where given.
         clamp: Bound on the score, 5 in the paper; ``None``: no bound.
         bias: Give the query, key, value and edge projections a bias (published: no).
+        edge_output: Return new edge rows, where there are edge rows (published: yes).
         dropout: On the concatenated heads before the output projection.
         attention_dropout: On the attention weights (published: none).
         backend: See :func:`graphattn.attend`.
@@ -43,6 +44,7 @@ class GraphTransformerAttention(Mechanism):
         *,
         clamp: float | None = 5.0,
         bias: bool = False,
+        edge_output: bool = True,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         backend: str = "auto",
@@ -57,7 +59,7 @@ class GraphTransformerAttention(Mechanism):
         self.value = nn.Linear(width, width, bias=bias)
         self.out = nn.Linear(width, width)
         self.edge = nn.Linear(width, width, bias=bias) if edge_width else None
-        self.edge_out = nn.Linear(width, width) if edge_width else None
+        self.edge_out = nn.Linear(width, width) if edge_width and edge_output else None
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, graph: TokenGraph, edge: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -67,7 +69,7 @@ class GraphTransformerAttention(Mechanism):
         q, k, v = (self._heads(project(x)) for project in (self.query, self.key, self.value))
         p, seed = drop_seed(self, self.attention_dropout, x)
         options = {"clamp": self.clamp, "dropout_p": p, "dropout_seed": seed, "backend": self.backend}
-        if self.edge is None or self.edge_out is None:
+        if self.edge is None:
             if edge is not None:
                 raise ArgumentError("edge rows were given to a mechanism made with edge_width=None")
             return self._merge(attend(graph, q, k, v, **options)), None  # type: ignore[arg-type]
@@ -82,6 +84,8 @@ class GraphTransformerAttention(Mechanism):
                 f"with leading dimensions {list(graph.leading)}"
             )
         gate = self._heads(self.edge(edge))
+        if self.edge_out is None:
+            return self._merge(attend(graph, q, k, v, edge_gate=gate, **options)), None  # type: ignore[arg-type]
         found = attend(graph, q, k, v, edge_gate=gate, need_product=True, **options)  # type: ignore[arg-type]
         assert isinstance(found, AttentionOutput) and found.product is not None
         return self._merge(found.out), self.edge_out(self.dropout(found.product.flatten(-2)))

@@ -11,7 +11,8 @@ from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
 from graphattn.graph.convert import as_token_graph
 from graphattn.mechanisms import MECHANISMS
-from graphattn.nn import POOLS, Block, Readout, pool
+from graphattn.models.inputs import needed
+from graphattn.nn import POOLS, Block, Readout, RowEncoder, pool
 
 __all__ = [
     "GraphTransformer",
@@ -109,6 +110,9 @@ class GraphTransformer(nn.Module):
             )
             for _ in range(layers)
         )
+        if layers and edges:
+            last: Any = self.blocks[-1]
+            last.freeze_edge_output()
         self.head = Readout(width, out_channels)
 
     def forward(
@@ -139,63 +143,30 @@ class GraphTransformer(nn.Module):
             ArgumentError: If an input that the model was made for is missing.
         """
         graph = as_token_graph(edge_index, num_targets=x.shape[0], num_sources=x.shape[0])
-        h = self.embed(x)
-        if self.embed_pe is not None:
-            h = h + self.embed_pe(_needed("pe", pe, x.shape[0]).to(self.embed_pe.weight.dtype))
-        if self.embed_wl is not None:
-            h = h + self.embed_wl(_needed("wl", wl, x.shape[0]))
-        h = self.input_dropout(h)
-        edge = None
-        if self.embed_edge is not None:
-            if self.constant_edges:
-                edge_attr = torch.ones(graph.num_edges, 1, device=h.device, dtype=h.dtype)
-            edge = self.embed_edge(_needed("edge_attr", edge_attr, graph.num_edges))
+        h, edge = self.encode_nodes(x, pe, wl), self.encode_edges(edge_attr, graph.num_edges)
         for block in self.blocks:
             h, edge = block(h, graph, edge)
         if self.readout != "node":
             h = pool(h, batch, num_graphs, self.readout)
         return self.head(h)
 
+    def encode_nodes(self, x: Tensor, pe: Tensor | None = None, wl: Tensor | None = None) -> Tensor:
+        """Rows ``[N, width]`` before the first block; arguments as :meth:`forward`."""
+        h = self.embed(x)
+        if self.embed_pe is not None:
+            h = h + self.embed_pe(needed("pe", pe, x.shape[0]).to(self.embed_pe.weight.dtype))
+        if self.embed_wl is not None:
+            h = h + self.embed_wl(needed("wl", wl, x.shape[0]))
+        return self.input_dropout(h)
 
-class RowEncoder(nn.Module):
-    """Ids or features to rows; the embeddings of several id columns are added."""
-
-    def __init__(self, width: int, vocab: int | list[int] | None, channels: int | None, name: str) -> None:
-        super().__init__()
-        self.name = name
-        sizes = [vocab] if isinstance(vocab, int) else vocab
-        self.tables = None if sizes is None else nn.ModuleList(nn.Embedding(size, width) for size in sizes)
-        self.linear = None if channels is None else nn.Linear(channels, width)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """``[N]``, ``[N, columns]`` or ``[N, channels]`` to ``[N, width]``."""
-        if self.linear is not None:
-            if not rows.is_floating_point() or rows.shape[-1] != self.linear.in_features:
-                raise ArgumentError(
-                    f"{self.name} must be floating [N, {self.linear.in_features}], got {rows.dtype} {list(rows.shape)}"
-                )
-            return self.linear(rows)
-        assert self.tables is not None
-        if rows.is_floating_point():
-            raise ArgumentError(
-                f"{self.name} must hold integer ids for a model made with a vocabulary, got {rows.dtype}"
-            )
-        columns = rows.unsqueeze(-1) if rows.dim() == 1 else rows
-        if columns.shape[1] != len(self.tables):
-            raise ArgumentError(f"{self.name} must have {len(self.tables)} id columns, got {columns.shape[1]}")
-        total = self.tables[0](columns[:, 0])
-        for n in range(1, len(self.tables)):
-            total = total + self.tables[n](columns[:, n])
-        return total
-
-
-def _needed(name: str, value: Tensor | None, rows: int) -> Tensor:
-    if value is None:
-        raise ArgumentError(f"{name} is needed by this model and was not given")
-    if value.shape[0] != rows:
-        what = "edge" if name == "edge_attr" else "node"
-        raise ArgumentError(f"{name} must have one row for each {what}, {rows}, got shape {list(value.shape)}")
-    return value
+    def encode_edges(self, edge_attr: Tensor | None, num_edges: int) -> Tensor | None:
+        """Rows ``[E, width]`` before the first block, ``None`` for a model without edge rows."""
+        if self.embed_edge is None:
+            return None
+        if self.constant_edges:
+            weight = next(self.embed_edge.parameters())
+            edge_attr = torch.ones(num_edges, 1, device=weight.device, dtype=weight.dtype)
+        return self.embed_edge(needed("edge_attr", edge_attr, num_edges))
 
 
 def graph_transformer_zinc(**options: Any) -> GraphTransformer:

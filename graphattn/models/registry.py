@@ -11,10 +11,18 @@ from graphattn.registry import Registry
 __all__ = ["MODELS", "create_model", "list_models"]
 
 MODELS: Registry[Any] = Registry("model")
+MODELS.add("conv_stack", "graphattn.models.stack:ConvStack")
+MODELS.add("gps", "graphattn.models.gps:GPS")
+MODELS.add("gps_molhiv", "graphattn.models.gps:gps_molhiv")
+MODELS.add("gps_zinc", "graphattn.models.gps:gps_zinc")
 MODELS.add("graph_transformer", "graphattn.models.graph:GraphTransformer")
 MODELS.add("graph_transformer_zinc", "graphattn.models.graph:graph_transformer_zinc")
 MODELS.add("graph_transformer_pattern", "graphattn.models.graph:graph_transformer_pattern")
 MODELS.add("graph_transformer_cluster", "graphattn.models.graph:graph_transformer_cluster")
+MODELS.add("infvit_24", "graphattn.models.infvit:infvit_24")
+MODELS.add("infvit_4", "graphattn.models.infvit:infvit_4")
+MODELS.add("infvit_linear_4", "graphattn.models.infvit:infvit_linear_4")
+MODELS.add("vision_transformer", "graphattn.models.image:VisionTransformer")
 
 
 def create_model(name: str, **options: Any) -> nn.Module:

@@ -49,6 +49,16 @@ class Block(nn.Module):
             edge = self.edges(edge, edge_step)
         return x, edge
 
+    def freeze_edge_output(self) -> None:
+        """Freeze what makes new edge rows, for a last block, whose edge rows nobody reads.
+
+        The published networks have these parameters. They never get a gradient, and a distributed run would wait
+        for it.
+        """
+        for part in (self.edges, getattr(self.attention, "edge_out", None)):
+            if part is not None:
+                part.requires_grad_(False)
+
 
 class _Path(nn.Module):
     """What happens to rows after attention has spoken."""

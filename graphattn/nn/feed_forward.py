@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from graphattn.errors import ArgumentError
 
 __all__ = ["FeedForward"]
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
 class FeedForward(nn.Module):
@@ -14,15 +21,22 @@ class FeedForward(nn.Module):
         width: Channels in and out.
         expansion: Hidden channels as a multiple of ``width``.
         dropout: On the hidden channels.
+        activation: ``"relu"`` or ``"gelu"``.
+
+    Raises:
+        ArgumentError: If there is no such activation.
     """
 
-    def __init__(self, width: int, expansion: float = 2.0, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, expansion: float = 2.0, dropout: float = 0.0, activation: str = "relu") -> None:
         super().__init__()
+        if activation not in _ACTIVATIONS:
+            raise ArgumentError(f"activation must be one of {sorted(_ACTIVATIONS)}, got {activation!r}")
         hidden = int(width * expansion)
         self.inner = nn.Linear(width, hidden)
         self.outer = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., width]`` to ``[..., width]``."""
-        return self.outer(self.dropout(self.inner(x).relu()))
+        return self.outer(self.dropout(_ACTIVATIONS[self.activation](self.inner(x))))

@@ -1,4 +1,4 @@
-"""Pooling: every member of a batch reads its tokens."""
+"""Pooling: every member of a batch reads its tokens; and the way back."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from graphattn.errors import ArgumentError
-from graphattn_kernels import Structure, View, segment_sum
+from graphattn_kernels import Structure, View, segment_sum, spread
 
-__all__ = ["POOLS", "pool"]
+__all__ = ["POOLS", "pool", "unpool"]
 
 POOLS = ("mean", "sum", "max")
 
@@ -38,13 +38,38 @@ def pool(x: Tensor, batch: Tensor | None, num_graphs: int | None = None, how: st
         raise ArgumentError("batch must ascend (PyG's batches do); sort the rows by their graph first")
     if num_graphs is None:
         num_graphs = int(batch[-1]) + 1 if batch.numel() else 0
-    graphs = torch.arange(num_graphs + 1, device=batch.device)
-    ptr = torch.searchsorted(batch.contiguous(), graphs)
+    members = _members(batch, num_graphs)
+    ptr = members.by_target.ptr
     if how == "max":
         top = torch.segment_reduce(x, "max", offsets=ptr, axis=0, unsafe=True)
         return top.masked_fill((ptr.diff() == 0).unsqueeze(1), 0.0)
-    # The membership graph: tokens are sources, graphs are targets, one edge for each token.
-    tokens = torch.arange(x.shape[0] + 1, device=batch.device)
-    members = Structure(View(ptr, tokens[:-1], batch, None), View(tokens, batch, tokens[:-1], None))
     total = segment_sum(members, x)
     return total / ptr.diff().clamp(min=1).unsqueeze(1).to(x.dtype) if how == "mean" else total
+
+
+def unpool(rows: Tensor, batch: Tensor | None, num_tokens: int) -> Tensor:
+    """Each token reads the row of its graph; the adjoint of :func:`pool` by sums, with a deterministic gradient.
+
+    Args:
+        rows: ``[num_graphs, C]``.
+        batch: int64 ``[num_tokens]``, the graph of each token, ascending; ``None``: all tokens are one graph.
+        num_tokens: Number of tokens.
+
+    Returns:
+        ``[num_tokens, C]``.
+
+    Raises:
+        ArgumentError: If ``batch`` is ``None`` and there is not one row.
+    """
+    if batch is None:
+        if rows.shape[0] != 1:
+            raise ArgumentError(f"rows must be [1, C] where batch is None, got {list(rows.shape)}")
+        return rows.expand(num_tokens, -1)
+    return spread(_members(batch, rows.shape[0]), rows)
+
+
+def _members(batch: Tensor, num_graphs: int) -> Structure:
+    """The membership graph: tokens are sources, graphs are targets, one edge for each token."""
+    ptr = torch.searchsorted(batch.contiguous(), torch.arange(num_graphs + 1, device=batch.device))
+    tokens = torch.arange(batch.shape[0] + 1, device=batch.device)
+    return Structure(View(ptr, tokens[:-1], batch, None), View(tokens, batch, tokens[:-1], None))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from graphattn.errors import ArgumentError
 from graphattn.score.base import SCORES, Score
 
 __all__ = ["GATv2Score"]
@@ -24,14 +25,20 @@ class GATv2Score(Score):
         heads: H.
         channels: D, channels of a head.
         negative_slope: Of the LeakyReLU.
+        att: ``[H, D]``, the vector a where somebody else holds it; default: a parameter of this score.
+
+    Raises:
+        ArgumentError: If ``att`` is not ``[H, D]``.
     """
 
     fused: ClassVar[str | None] = "additive"
 
-    def __init__(self, heads: int, channels: int, negative_slope: float = 0.2) -> None:
+    def __init__(self, heads: int, channels: int, negative_slope: float = 0.2, *, att: Tensor | None = None) -> None:
         super().__init__()
+        if att is not None and att.shape != (heads, channels):
+            raise ArgumentError(f"att must have shape [{heads}, {channels}], got {list(att.shape)}")
         self.negative_slope = negative_slope
-        self.att = nn.Parameter(nn.init.xavier_uniform_(torch.empty(heads, channels)))
+        self.att = nn.Parameter(nn.init.xavier_uniform_(torch.empty(heads, channels))) if att is None else att
 
     def edge(self, q_target: Tensor, k_source: Tensor, edge: Tensor | None) -> Tensor:
         """See :meth:`Score.edge`."""

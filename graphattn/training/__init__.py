@@ -15,6 +15,7 @@ from graphattn.optional import require
 # Imported on first use: the results of a run can be read and printed without torch or Lightning.
 _HOME = {
     "AtomicCheckpointIO": "checkpoint",
+    "ClusterDataModule": "data",
     "CompleteGraph": "transforms",
     "EpochSeed": "callbacks",
     "FeatureDropout": "transforms",
@@ -23,14 +24,24 @@ _HOME = {
     "GraphRegression": "tasks",
     "GraphTask": "task",
     "History": "callbacks",
+    "ImageClassification": "tasks",
+    "ImageDataModule": "data",
+    "LinkDataModule": "data",
+    "LinkPrediction": "tasks",
+    "NeighborDataModule": "data",
     "InductiveNodeClassification": "tasks",
     "NodeClassification": "tasks",
     "NodeDataModule": "data",
+    "NodeIds": "transforms",
+    "RandomCrop": "augmentation",
+    "RandomFlip": "augmentation",
     "ReduceLROnPlateau": "schedules",
     "StopOnNaN": "callbacks",
     "WarmupCosine": "schedules",
+    "layerwise_inference": "layerwise",
     "load_checkpoint": "checkpoint",
     "run": "main",
+    "run_leaderboard": "leaderboard.command",
 }
 
 __all__ = sorted(_HOME)

@@ -21,7 +21,8 @@ def call_model(model: nn.Module, batch: Any) -> Any:
     """Call a model with the fields of a batch that its ``forward`` asks for by name.
 
     A parameter that the batch lacks keeps its default. A model whose only parameter is ``data`` or ``batch_data``
-    receives the whole batch. ``batch`` (member of each node) and ``num_graphs`` are there for a single graph too.
+    receives the whole batch. ``batch`` (member of each node) and ``num_graphs`` are there for a single graph too;
+    ``num_pairs`` (sum over graphs of the squared number of nodes, known without waiting for the device) for a batch.
 
     Args:
         model: Any module; ``forward(x, edge_index, edge_attr=None, batch=None)``, say.
@@ -64,6 +65,9 @@ def batch_fields(batch: Any) -> Mapping[str, Any]:
     fields.setdefault("batch", getattr(batch, "batch", None))
     fields["num_graphs"] = getattr(batch, "num_graphs", 1)
     fields["num_nodes"] = batch.num_nodes
+    first = getattr(batch, "_slice_dict", {}).get("x")  # of each graph; stays on the host when a batch moves
+    if first is not None:
+        fields["num_pairs"] = int(first.diff().square().sum())
     return fields
 
 

@@ -18,6 +18,7 @@ from graphattn.errors import ConfigError
 from graphattn.training.callbacks import EpochSeed, History, RunCheckpoint, StopOnNaN
 from graphattn.training.checkpoint import AtomicCheckpointIO
 from graphattn.training.config_errors import explain
+from graphattn.training.leaderboard.options import LeaderboardOptions
 from graphattn.training.progress import progress_bar
 from graphattn.training.results import Results, read_results
 from graphattn.training.run_folder import RunOptions, changed_keys, choose_folder, config_folder, find_checkpoint
@@ -73,8 +74,14 @@ class TrainingCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the run folder and the checkpoint."""
+        """Add the run folder, the checkpoint, and the section that ``graphattn leaderboard`` reads."""
         parser.add_class_arguments(RunOptions, "run")
+        parser.add_argument(
+            "--leaderboard",
+            type=LeaderboardOptions | None,
+            default=None,
+            help="what a leaderboard row says beside the figures; read by graphattn leaderboard only",
+        )
         parser.add_argument(
             "--ckpt_path",
             type=str | None,

@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
 
+from graphattn.errors import ConfigError
 from graphattn.training.checkpoint import load_checkpoint, write_atomically
 from graphattn.training.lightning_cli import FinishedRun, TrainingCLI
+from graphattn.training.lock import only_writer
 from graphattn.training.results import Figures, Results
 from graphattn.training.versions import device_name, versions
 
@@ -64,6 +67,8 @@ def run(subcommand: str, argv: Sequence[str]) -> Results | list[dict[str, float]
 def _score_checkpoint(cli: TrainingCLI) -> list[dict[str, float]] | None:
     shared: dict[str, Any] = {"datamodule": cli.datamodule, "ckpt_path": str(cli.checkpoint)}
     if cli.command == "predict":
+        if cli.trainer.world_size > 1:
+            raise ConfigError("predict writes one file in the order of the split; use --trainer.devices=1")
         _write_predictions(cli.trainer.predict(cli.model, **shared) or [], cli.folder / "predictions.npz")
         return None
     figures = getattr(cli.trainer, cli.command)(cli.model, verbose=False, **shared)
@@ -74,14 +79,22 @@ def _score_checkpoint(cli: TrainingCLI) -> list[dict[str, float]] | None:
 def _fit(cli: TrainingCLI) -> Results | None:
     trainer, model = cli.trainer, cli.model
     network: Any = getattr(model, "model", model)  # a user's own LightningModule may be the network itself
-    parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    parameters = _count_parameters(model)
+    counted = "parameters not yet known" if parameters is None else f"{parameters:,} parameters"
     where = f"on {device_name(trainer.strategy.root_device)}; run folder {cli.folder}"
-    _say(f"{type(network).__name__}, {parameters:,} parameters, {where}")
+    _say(f"{type(network).__name__}, {counted}, {where}")
     if cli.checkpoint:
         _say(f"resuming from {cli.checkpoint}")
-    if not trainer.fast_dev_run and trainer.is_global_zero:
+    if trainer.fast_dev_run or not trainer.is_global_zero:  # nothing is written
+        return _fit_and_test(cli)
+    with only_writer(cli.folder):
         _write_text(cli.folder / "config.yaml", cli.config_text())
         _write_text(cli.folder / "versions.json", json.dumps(versions(trainer.strategy.root_device), indent=2) + "\n")
+        return _fit_and_test(cli)
+
+
+def _fit_and_test(cli: TrainingCLI) -> Results | None:
+    trainer, model = cli.trainer, cli.model
     try:
         trainer.fit(model, datamodule=cli.datamodule, ckpt_path=str(cli.checkpoint) if cli.checkpoint else None)
     except SystemExit:  # Lightning's answer to Ctrl-C
@@ -92,7 +105,9 @@ def _fit(cli: TrainingCLI) -> Results | None:
         raise KeyboardInterrupt(_how_to_resume(cli)) from None
     if trainer.fast_dev_run:
         return None
-    results = _final_results(cli, parameters)
+    # With several processes the first one has chosen the folder, and the others may have guessed another.
+    cli.folder = Path(trainer.strategy.broadcast(str(cli.folder)))
+    results = _final_results(cli)
     if trainer.is_global_zero:
         _write_text(cli.folder / "results.json", results.to_json())
         _write_text(cli.folder / "results.md", results.to_markdown())
@@ -100,7 +115,15 @@ def _fit(cli: TrainingCLI) -> Results | None:
     return results
 
 
-def _final_results(cli: TrainingCLI, parameters: int) -> Results:
+def _count_parameters(module: nn.Module) -> int | None:
+    """All of them, embeddings and frozen ones included; ``None`` while some have no shape yet."""
+    parameters = list(module.parameters())
+    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in parameters):
+        return None
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _final_results(cli: TrainingCLI) -> Results:
     """Test the last model, which is in memory, and then the best one."""
     rows = list(cli.history.rows)
     seconds = cli.history.seconds
@@ -127,7 +150,7 @@ def _final_results(cli: TrainingCLI, parameters: int) -> Results:
         epochs=epochs,
         max_epochs=trainer.max_epochs or epochs,
         seconds=seconds,
-        parameters=parameters,
+        parameters=_count_parameters(model) or 0,
         device=device_name(trainer.strategy.root_device),
         precision=precision,
         folder=str(cli.folder),

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 from torchmetrics.utilities.data import dim_zero_cat
 
-__all__ = ["Accuracy", "BalancedAccuracy", "BatchMeanBalancedAccuracy", "TaskMean"]
+__all__ = ["Accuracy", "BalancedAccuracy", "BatchMeanBalancedAccuracy", "TaskMean", "WeightedMean"]
 
 
 def _class_counts(scores: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,6 +25,33 @@ def _mean_recall(right: Tensor, total: Tensor, counted: Tensor) -> Tensor:
     """Mean recall over the classes that are counted, in per cent."""
     recall = right / total.clamp(min=1)
     return 100 * recall.where(counted, 0.0).sum() / counted.sum().clamp(min=1)
+
+
+class WeightedMean(Metric):
+    """Mean of losses, each of which is a mean itself over some number of terms; NaN stays NaN.
+
+    Lightning's own mean cuts the mean number of terms of several processes to a whole one; torchmetrics' looks for NaN
+    and waits for the device to do so.
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    value: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("value", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("weight", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, weight: Tensor | int) -> None:
+        """Add the mean over ``weight`` terms."""
+        self.value += value * weight
+        self.weight += weight
+
+    def compute(self) -> Tensor:
+        """The mean over all terms since the last reset."""
+        return self.value / self.weight.clamp(min=1)
 
 
 class Accuracy(Metric):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from graphattn.training.checkpoint import write_atomically
 
-__all__ = ["plot_curves"]
+__all__ = ["metric_label", "plot_curves"]
 
 _LABELS = {
     "loss": "loss",
@@ -18,7 +18,16 @@ _LABELS = {
     "balanced_accuracy": "balanced accuracy (%)",
     "roc_auc": "ROC-AUC (%)",
     "average_precision": "average precision",
+    "rmse": "RMSE",
+    "mrr": "MRR (%)",
 }
+
+
+def metric_label(name: str) -> str:
+    """A metric's name and unit for people: ``ROC-AUC (%)``."""
+    if name.startswith("hits@"):
+        return f"{name.capitalize()} (%)"
+    return _LABELS.get(name, name.replace("_", " "))
 
 
 def plot_curves(rows: Sequence[dict[str, float]], path: str | Path) -> None:
@@ -32,7 +41,8 @@ def plot_curves(rows: Sequence[dict[str, float]], path: str | Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    panels = {name: curves for name in _LABELS if (curves := _curves(rows, name))}
+    hits = sorted({name[4:] for row in rows for name in row if name.startswith("val/hits@")})
+    panels = {name: curves for name in (*_LABELS, *hits) if (curves := _curves(rows, name))}
     if not panels:
         return
     figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
@@ -43,7 +53,7 @@ def plot_curves(rows: Sequence[dict[str, float]], path: str | Path) -> None:
             mark = "o" if len(points) == 1 else ""
             axes.plot(*zip(*points, strict=True), marker=mark, label=label)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(_LABELS[name])
+        axes.set_ylabel(metric_label(name))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()

@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-__all__ = ["Figures", "Results", "read_results"]
+__all__ = ["Figures", "Results", "read_results", "without_nan"]
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Results:
         epochs: Epochs trained.
         max_epochs: Epochs asked for; fewer are trained when the learning rate or patience ran out.
         seconds: Training and validation time, all sessions of the run together.
-        parameters: Number of the model's trainable parameters.
+        parameters: Number of the model's parameters, embeddings and frozen ones included.
         device: What it ran on.
         precision: Lightning's name of the precision.
         folder: The run's folder.
@@ -61,7 +61,7 @@ class Results:
 
     def to_json(self) -> str:
         """JSON text; a figure that is not a number becomes null."""
-        return json.dumps(_without_nan(asdict(self)), indent=2) + "\n"
+        return json.dumps(without_nan(asdict(self)), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Results:
@@ -103,7 +103,10 @@ def _cell(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
 
 
-def _without_nan(value: object) -> object:
+def without_nan(value: object) -> object:
+    """The same plain values, with ``None`` for numbers that JSON does not know."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

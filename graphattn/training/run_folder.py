@@ -12,7 +12,9 @@ from graphattn.errors import CheckpointError, ConfigError
 
 __all__ = ["RunOptions", "choose_folder", "find_checkpoint"]
 
-_MAY_DIFFER = ("run", "config", "ckpt_path", "trainer.max_epochs", "trainer.max_time", "trainer.enable_progress_bar")
+# Keys that say nothing about what is computed, and those in which a run may go on differently.
+_ABOUT = ("run", "config", "ckpt_path", "leaderboard", "trainer.enable_progress_bar")
+_MAY_DIFFER = (*_ABOUT, "trainer.max_epochs", "trainer.max_time")
 
 
 @dataclass
@@ -96,15 +98,22 @@ def find_checkpoint(folder: Path, wanted: str | None) -> Path | None:
     return path
 
 
-def changed_keys(folder: Path, config: dict[str, Any]) -> list[str]:
-    """Keys in which a configuration differs from the one that a folder was made with, run lengths apart."""
+def changed_keys(folder: Path, config: dict[str, Any], *, lengths: bool = False) -> list[str]:
+    """Keys in which a configuration differs from the one that a folder was made with.
+
+    Args:
+        folder: The run's folder.
+        config: The resolved configuration.
+        lengths: Whether another run length (``max_epochs``, ``max_time``) is a difference.
+    """
+    may_differ = _ABOUT if lengths else _MAY_DIFFER
     path = folder / "config.yaml"
     if not path.is_file():
         return []
     old = _flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     new = _flatten(config)
     keys = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
-    return sorted(key for key in keys if not any(key == name or key.startswith(f"{name}.") for name in _MAY_DIFFER))
+    return sorted(key for key in keys if not any(key == name or key.startswith(f"{name}.") for name in may_differ))
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

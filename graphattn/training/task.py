@@ -17,6 +17,8 @@ from torchmetrics import Metric
 
 from graphattn.errors import CheckpointError, ConfigError
 from graphattn.training.inputs import call_model, num_rows
+from graphattn.training.layerwise import layerwise_inference
+from graphattn.training.metrics import WeightedMean
 from graphattn.training.schedules import WarmupCosine
 
 __all__ = ["GraphTask"]
@@ -29,7 +31,7 @@ class GraphTask(LightningModule):
 
     A subclass defines :meth:`rows` (which predictions count, and their targets) and :meth:`loss`, and gives its
     metrics to :meth:`add_metrics`. Logged names are ``train/loss``, ``val/<metric>``, ``test/<metric>`` and so on,
-    always with the number of targets as the batch size.
+    always over all targets of the epoch and of all devices.
 
     Args:
         model: Any module, called by the names of its parameters (see :func:`~graphattn.training.inputs.call_model`).
@@ -69,6 +71,10 @@ class GraphTask(LightningModule):
         """The training loss, a scalar."""
         raise NotImplementedError
 
+    def terms(self, target: Tensor) -> Tensor | int:
+        """How many terms the loss is the mean of (labelled ones); by it the losses of several devices are weighed."""
+        return (~target.isnan()).sum() if target.is_floating_point() else num_rows(target)
+
     def add_metrics(self, metric: str, mode: str, make: Mapping[str, type[Metric] | Any]) -> None:
         """Set the metrics of all stages.
 
@@ -79,6 +85,7 @@ class GraphTask(LightningModule):
         """
         self.metric, self.mode = metric, mode
         for stage in STAGES:
+            self.add_module(f"{stage}_loss", WeightedMean())
             self.add_module(f"{stage}_metrics", nn.ModuleDict({name: create() for name, create in make.items()}))
 
     @property
@@ -87,7 +94,9 @@ class GraphTask(LightningModule):
         return f"val/{self.metric}"
 
     def forward(self, batch: Any) -> Tensor:
-        """The model's output on a batch."""
+        """The model's output on a batch; on a graph that asks for it, layer by layer."""
+        if "layerwise_rows" in batch:
+            return layerwise_inference(self.model, batch, batch.layerwise_rows, self.device)
         return call_model(self.model, batch)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -103,19 +112,35 @@ class GraphTask(LightningModule):
         self._step(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The model's raw output, float32 on the host."""
-        return self(batch).float().cpu()
+        """The model's raw output, float32 on the host; of a sampled neighbourhood its seeds' rows."""
+        output = self(batch).float().cpu()
+        return output[: batch.batch_size] if "batch_size" in batch else output
 
     def _step(self, batch: Any, stage: str) -> Tensor:
         # Losses and metrics in float32 also where autocast made the output half.
         prediction, target = self.rows(self(batch).float(), batch, stage)
         loss = self.loss(prediction, target)
+        self._log_loss(stage, loss, target)
         shared = {"batch_size": num_rows(target), "on_step": False, "on_epoch": True}
-        self.log(f"{stage}/loss", loss.detach(), sync_dist=True, prog_bar=stage == "train", **shared)
         for name, metric in self.get_submodule(f"{stage}_metrics").items():
             metric.update(prediction.detach(), target)
             self.log(f"{stage}/{name}", metric, prog_bar=stage == "val" and name == self.metric, **shared)
-        return loss
+        return self._weighed(loss, target) if stage == "train" else loss
+
+    def _log_loss(self, stage: str, loss: Tensor, target: Tensor) -> None:
+        mean = self.get_submodule(f"{stage}_loss")
+        mean.update(loss.detach(), self.terms(target))
+        shared = {"batch_size": num_rows(target), "on_step": False, "on_epoch": True}
+        self.log(f"{stage}/loss", mean, prog_bar=stage == "train", **shared)
+
+    def _weighed(self, loss: Tensor, target: Tensor) -> Tensor:
+        """The loss times what makes the mean over devices the mean over all terms of their batches."""
+        trainer = self._trainer
+        if trainer is None or trainer.world_size == 1:
+            return loss
+        mine = torch.as_tensor(self.terms(target), dtype=torch.float32, device=self.device)
+        everyone = trainer.strategy.reduce(mine.clone(), reduce_op="sum")
+        return loss * (mine * trainer.world_size / everyone.clamp(min=1))
 
     def configure_optimizers(self) -> Any:
         """The optimizer and, if asked for, the schedule."""

@@ -9,7 +9,7 @@ from torch_geometric.transforms import BaseTransform
 
 from graphattn.errors import ArgumentError
 
-__all__ = ["CompleteGraph", "FeatureDropout"]
+__all__ = ["CompleteGraph", "FeatureDropout", "NodeIds"]
 
 
 class CompleteGraph(BaseTransform):
@@ -48,4 +48,16 @@ class FeatureDropout(BaseTransform):
     def forward(self, data: Data) -> Data:
         """The data with new zeros in ``x``."""
         data.x = F.dropout(data.x, self.p)
+        return data
+
+
+class NodeIds(BaseTransform):
+    """Let ``x`` be the number of each node, int64 ``[N]``: a model with ``in_vocab=N`` learns a row for every node.
+
+    For one graph without features, ogbl-ddi say; learned rows mean nothing in another graph.
+    """
+
+    def forward(self, data: Data) -> Data:
+        """The data with a new ``x``."""
+        data.x = torch.arange(data.num_nodes, device=data.edge_index.device)
         return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 __all__ = ["versions"]
 
 _PACKAGES = (
-    "graphattn", "torch", "torch-geometric", "lightning", "torchmetrics", "numpy", "scipy", "numba", "triton",
+    "graphattn", "torch", "torch-geometric", "lightning", "torchmetrics", "ogb", "numpy", "scipy", "numba", "triton",
 )  # fmt: skip
 
 
@@ -24,8 +25,8 @@ def versions(device: torch.device | str = "cpu") -> dict[str, Any]:
         device: The device that the run used.
 
     Returns:
-        ``python``, ``platform``, ``command``, one entry a package, ``device``, ``cuda``, ``commit`` (``None`` outside
-        a git repository; with ``+changes`` where files were changed).
+        ``python``, ``platform``, ``command``, one entry a package, ``device``, ``memory_gib``, ``cuda``, ``commit``
+        (``None`` outside a git repository; with ``+changes`` where files were changed).
     """
     found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
@@ -34,6 +35,7 @@ def versions(device: torch.device | str = "cpu") -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
     found["device"] = device_name(device)
+    found["memory_gib"] = memory_gib(device)
     found["cuda"] = torch.version.cuda
     found["commit"] = _commit()
     found["command"] = " ".join(sys.argv)
@@ -46,6 +48,17 @@ def device_name(device: torch.device | str) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def memory_gib(device: torch.device | str) -> float | None:
+    """Memory of a GPU, or of the machine, in GiB; ``None`` where the system does not tell."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def _commit() -> str | None:

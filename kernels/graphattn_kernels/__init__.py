@@ -8,6 +8,8 @@ gradient without atomics.
 from graphattn_kernels.block_attention import block_attention
 from graphattn_kernels.blocks import Blocks, BlockView
 from graphattn_kernels.csr_attention import csr_attention
+from graphattn_kernels.rank_one_attention import rank_one_attention
+from graphattn_kernels.relu_attention import relu_attention
 from graphattn_kernels.sddmm import sddmm
 from graphattn_kernels.segment_softmax import segment_softmax
 from graphattn_kernels.segment_sum import segment_sum, spread
@@ -21,6 +23,8 @@ __all__ = [
     "View",
     "block_attention",
     "csr_attention",
+    "rank_one_attention",
+    "relu_attention",
     "sddmm",
     "segment_softmax",
     "segment_sum",

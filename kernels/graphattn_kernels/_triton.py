@@ -19,7 +19,7 @@ from torch import Tensor
 __all__ = ["aligned", "guard", "join", "launch", "next_power_of_2", "split"]
 
 _INTERPRETED = triton.knobs.runtime.interpret
-_OPTIONS = ("num_warps", "num_stages")
+_OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
 class _Compiled(NamedTuple):

@@ -15,7 +15,7 @@ from graphattn.testing import require_or_skip
 require_or_skip("pyg")
 
 from graphattn import TokenGraph  # noqa: E402
-from graphattn.conv import GraphTransformerConv, TransformerConv  # noqa: E402
+from graphattn.conv import GATConv, GATv2Conv, GraphTransformerConv, TransformerConv  # noqa: E402
 
 # TransformerConv projects edge features at the targets (3 <= 4 channels) or at the edges (3 > 2 channels).
 LAYERS = {
@@ -23,6 +23,8 @@ LAYERS = {
     "transformer, few edge features": lambda: TransformerConv(6, 4, heads=2, edge_dim=3, beta=True),
     "transformer, many edge features": lambda: TransformerConv(6, 2, heads=2, edge_dim=3),
     "graph transformer": lambda: GraphTransformerConv(6, 4, heads=2, edge_dim=3),
+    "gat": lambda: GATConv(6, 4, heads=2, edge_dim=3, residual=True),
+    "gatv2": lambda: GATv2Conv(6, 4, heads=2, share_weights=True),
 }
 layers = pytest.mark.parametrize("name", LAYERS)
 
@@ -83,9 +85,9 @@ def test_compile_at_most_one_recompilation(name: str, sample: Any, fresh_compile
     check_compiled(LAYERS[name](), fresh_compiler, sample, "aot_eager", as_graph=False)
 
 
-def test_compile_with_a_prepared_graph(sample: Any, fresh_compiler: Any) -> None:
-    conv = LAYERS["transformer"]()
-    check_compiled(conv, fresh_compiler, sample, "aot_eager", as_graph=True)
+@pytest.mark.parametrize("name", ["transformer", "gatv2"])
+def test_compile_with_a_prepared_graph(name: str, sample: Any, fresh_compiler: Any) -> None:
+    check_compiled(LAYERS[name](), fresh_compiler, sample, "aot_eager", as_graph=True)
 
 
 @pytest.mark.slow

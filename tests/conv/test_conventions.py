@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,22 @@ from torch_geometric.utils import (  # noqa: E402
     to_torch_csr_tensor,
 )
 
-from graphattn.conv import GraphTransformerConv, TransformerConv  # noqa: E402
+from graphattn.conv import GATConv, GATv2Conv, GraphTransformerConv, TransformerConv  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
-both = pytest.mark.parametrize("kind", [TransformerConv, GraphTransformerConv])
+ADDITIVE = (GATConv, GATv2Conv)
+each = pytest.mark.parametrize("kind", [TransformerConv, GraphTransformerConv, *ADDITIVE])
+with_loops = pytest.mark.parametrize(
+    ("kind", "loops"),
+    [(TransformerConv, None), (GraphTransformerConv, None), *((kind, loops) for kind in ADDITIVE for loops in (0, 1))],
+)
 
 
-def layer(kind: type, **options: Any) -> MessagePassing:
-    return kind(6, 4, **{"heads": 2, "edge_dim": 3, **options}).double()
+def layer(kind: type, *, loops: int | None = 0, channels: Any = 6, **options: Any) -> MessagePassing:
+    if kind in ADDITIVE:
+        options["add_self_loops"] = bool(loops)
+    return kind(channels, 4, **{"heads": 2, "edge_dim": 3, **options}).double()
 
 
 # --- forms of edge_index ----------------------------------------------------------------------------------
@@ -80,13 +88,13 @@ def simple_sample(sample: Any) -> Any:
     return s._replace(edge_index=s.edge_index[:, first], edge_attr=s.edge_attr[first])
 
 
-@both
+@with_loops
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_edge_index_gives_the_same(kind: type, form: str, sample: Any) -> None:
+def test_every_form_of_edge_index_gives_the_same(kind: type, loops: int | None, form: str, sample: Any) -> None:
     s = simple_sample(sample)
     n = s.x.shape[0]
-    conv, plain = layer(kind), layer(kind, edge_dim=None)
-    expected, (_, expected_alpha) = conv(s.x, s.edge_index, s.edge_attr, return_attention_weights=True)
+    conv, plain = layer(kind, loops=loops), layer(kind, loops=loops, edge_dim=None)
+    expected, (listed, expected_alpha) = conv(s.x, s.edge_index, s.edge_attr, return_attention_weights=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Ss]parse")
         edges = FORMS[form](s.edge_index, s.edge_attr, n)
@@ -97,19 +105,19 @@ def test_every_form_of_edge_index_gives_the_same(kind: type, form: str, sample: 
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(conv(s.x, edges, edge_attr), expected)
     assert isinstance(edge_index, Tensor) and edge_index.dtype == torch.int64
-    assert edge_index.shape == s.edge_index.shape and alpha.shape == expected_alpha.shape
+    assert edge_index.shape == listed.shape and alpha.shape == expected_alpha.shape
     if form not in MATRICES:
-        assert torch.equal(edge_index, s.edge_index)
+        assert torch.equal(edge_index, listed) and (loops or torch.equal(listed, s.edge_index))
         torch.testing.assert_close(alpha, expected_alpha)
 
     def dense(edge_index: Tensor, alpha: Tensor) -> Tensor:
         return torch.zeros(n, n, 2, dtype=alpha.dtype).index_put_((edge_index[1], edge_index[0]), alpha)
 
     # Whatever the order is, edge_index and alpha share it.
-    torch.testing.assert_close(dense(edge_index, alpha), dense(s.edge_index, expected_alpha))
+    torch.testing.assert_close(dense(edge_index, alpha), dense(listed, expected_alpha))
 
 
-@both
+@each
 def test_one_number_for_each_edge_may_be_flat(kind: type, sample: Any) -> None:
     s = simple_sample(sample)
     conv = layer(kind, edge_dim=1)
@@ -124,7 +132,7 @@ def test_one_number_for_each_edge_may_be_flat(kind: type, sample: Any) -> None:
 # --- weights ----------------------------------------------------------------------------------------------
 
 
-@both
+@each
 @pytest.mark.parametrize("edge_dim", [None, 3])
 def test_weights_are_in_the_order_given_and_sum_to_one(kind: type, edge_dim: int | None, sample: Any) -> None:
     s = sample()
@@ -142,7 +150,7 @@ def test_weights_are_in_the_order_given_and_sum_to_one(kind: type, edge_dim: int
     torch.testing.assert_close(again, out)
 
 
-@both
+@each
 def test_only_a_true_value_returns_weights(kind: type, sample: Any) -> None:
     s = sample()
     conv = layer(kind)
@@ -152,13 +160,13 @@ def test_only_a_true_value_returns_weights(kind: type, sample: Any) -> None:
         assert isinstance(conv(s.x, s.edge_index, s.edge_attr, return_attention_weights=truthy), tuple)
 
 
-@both
+@each
 @pytest.mark.parametrize("edge_dim", [None, 3])
 def test_dropout_acts_on_weights_in_training_only(kind: type, edge_dim: int | None) -> None:
     nodes, p = 400, 0.25
     ring = torch.stack([torch.arange(nodes), torch.arange(nodes).roll(1)])  # each weight is 1
-    options = {"root_weight": False} if kind is TransformerConv else {}
-    conv = kind(6, 4, heads=2, dropout=p, edge_dim=edge_dim, **options).double()
+    options = {"root_weight": False} if kind is TransformerConv else {"bias": False}
+    conv = layer(kind, dropout=p, edge_dim=edge_dim, **options)
     x = torch.randn(nodes, 6, dtype=torch.float64)
     edge_attr = torch.randn(nodes, 3, dtype=torch.float64) if edge_dim else None
 
@@ -183,20 +191,20 @@ def test_dropout_acts_on_weights_in_training_only(kind: type, edge_dim: int | No
 # --- symmetries -------------------------------------------------------------------------------------------
 
 
-@both
-def test_permuting_the_nodes_permutes_the_output(kind: type, sample: Any) -> None:
+@with_loops
+def test_permuting_the_nodes_permutes_the_output(kind: type, loops: int | None, sample: Any) -> None:
     s = sample()
-    conv = layer(kind)
+    conv = layer(kind, loops=loops)
     order = torch.randperm(s.x.shape[0])  # new node n is old node order[n]
     renamed = torch.argsort(order)[s.edge_index]
     out = conv(s.x, s.edge_index, s.edge_attr)
     torch.testing.assert_close(conv(s.x[order], renamed, s.edge_attr), out[order])
 
 
-@both
+@with_loops
 @pytest.mark.parametrize("seed", range(3))
-def test_a_batch_is_its_members_and_nothing_leaks(kind: type, seed: int, sample: Any) -> None:
-    conv = layer(kind)
+def test_a_batch_is_its_members_and_nothing_leaks(kind: type, loops: int | None, seed: int, sample: Any) -> None:
+    conv = layer(kind, loops=loops)
     members = [sample(5, 12, seed=2 * seed), sample(8, 20, seed=2 * seed + 1)]
     datas = [Data(x=m.x, edge_index=m.edge_index, edge_attr=m.edge_attr) for m in members]
     batch = Batch.from_data_list(datas)
@@ -210,11 +218,11 @@ def test_a_batch_is_its_members_and_nothing_leaks(kind: type, seed: int, sample:
     assert torch.equal(spoiled[:5], out[:5]) and spoiled[5:].isnan().all()
 
 
-@both
+@with_loops
 @pytest.mark.parametrize("edge_dim", [None, 3, 5])
-def test_gradcheck(kind: type, edge_dim: int | None, sample: Any) -> None:
+def test_gradcheck(kind: type, loops: int | None, edge_dim: int | None, sample: Any) -> None:
     s = sample(4, 9, edge_width=edge_dim or 3)
-    conv = layer(kind, edge_dim=edge_dim)
+    conv = layer(kind, loops=loops, edge_dim=edge_dim)
     names = [name for name, _ in conv.named_parameters()]
     values = [parameter.detach().requires_grad_() for parameter in conv.parameters()]
 
@@ -228,7 +236,7 @@ def test_gradcheck(kind: type, edge_dim: int | None, sample: Any) -> None:
 # --- construction -----------------------------------------------------------------------------------------
 
 
-@both
+@each
 def test_is_a_message_passing_layer(kind: type) -> None:
     conv = kind((6, 5), 4, heads=2)
     assert isinstance(conv, MessagePassing)
@@ -236,9 +244,11 @@ def test_is_a_message_passing_layer(kind: type) -> None:
     assert repr(copy.deepcopy(conv)) == repr(conv)
 
 
-@both
+@each
 def test_reset_parameters_draws_all_anew(kind: type) -> None:
-    conv = layer(kind, bias=True, root_weight=True)
+    conv = layer(kind, bias=True, **({"residual": True} if kind in ADDITIVE else {"root_weight": True}))
+    for parameter in conv.parameters():
+        torch.nn.init.constant_(parameter, 9.0)
     before = copy.deepcopy(conv.state_dict())
     torch.manual_seed(5)
     conv.reset_parameters()
@@ -249,19 +259,30 @@ def test_reset_parameters_draws_all_anew(kind: type) -> None:
     assert all(torch.equal(conv.state_dict()[name], after[name]) for name in after)
 
 
-@both
+LINEARS = {
+    TransformerConv: ("lin_key", "lin_query"),
+    GraphTransformerConv: ("lin_key", "lin_query"),
+    GATConv: ("lin_src", "lin_dst"),
+    GATv2Conv: ("lin_l", "lin_r"),
+}
+
+
+@each
 @pytest.mark.parametrize("channels", [-1, (-1, -1)])
 def test_lazy_widths_come_from_the_first_input(kind: type, channels: Any, sample: Any) -> None:
     s = sample(5, targets=8, dtype=torch.float32)
     x = (s.x, torch.cat([s.x_target, s.x_target[:, :2]], 1)) if channels != -1 else s.x_target
     edge_index = s.edge_index
-    conv = kind(channels, 4, heads=2, edge_dim=-1, root_weight=True)
+    options = {"residual": True} if kind in ADDITIVE else {"root_weight": True}
+    make = partial(layer, kind, channels=channels, edge_dim=-1, **options)
+    conv = make().float()
     out = conv(x, edge_index, s.edge_attr)
     assert out.shape == (8, 8)
-    assert conv.lin_query.weight.shape == (8, 8 if channels != -1 else 6)
-    assert conv.lin_key.weight.shape == (8, 6) and conv.lin_edge.weight.shape == (8, 3)
+    of_source, of_target = LINEARS[kind] if channels != -1 or kind is not GATConv else ("lin", "lin")
+    assert getattr(conv, of_target).weight.shape == (8, 8 if channels != -1 else 6)
+    assert getattr(conv, of_source).weight.shape == (8, 6) and conv.lin_edge.weight.shape == (8, 3)
 
-    loaded = kind(channels, 4, heads=2, edge_dim=-1, root_weight=True)
+    loaded = make().float()
     loaded.load_state_dict(conv.state_dict())
     torch.testing.assert_close(loaded(x, edge_index, s.edge_attr), out)
 
@@ -324,8 +345,11 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 }
 
 
-@both
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    # Targets of GATConv may do without features.
+    [(kind, case) for kind in LINEARS for case in BAD if (kind, case) != (GATConv, "no targets")],
+)
 def test_bad_input_is_one_clear_error(kind: type, case: str) -> None:
     change, error, text = BAD[case]
     if case == "graph of each head":
@@ -337,20 +361,20 @@ def test_bad_input_is_one_clear_error(kind: type, case: str) -> None:
         conv(**{**arguments, **change})
 
 
-@both
+@each
 def test_edge_attr_without_edge_dim_is_refused(kind: type) -> None:
     with pytest.raises(ArgumentError, match="edge_dim=None"):
         kind(6, 4)(X, EDGES, ATTR)
 
 
-@both
+@each
 def test_the_flow_of_a_matrix_cannot_be_turned(kind: type) -> None:
     conv = kind(6, 4, flow="target_to_source")
     with pytest.raises(ArgumentError, match="target_to_source"):
         conv(X, TokenGraph.from_edge_index(EDGES, 3))
 
 
-@both
+@each
 @pytest.mark.parametrize(
     ("options", "name"),
     [
@@ -365,6 +389,15 @@ def test_bad_options_are_refused(kind: type, options: dict[str, Any], name: str)
     with pytest.raises(ArgumentError, match=name):
         kind(6, 4, **options)
     kind(6, 4, aggr="add")
+
+
+@pytest.mark.parametrize("kind", ADDITIVE)
+def test_fill_value_is_checked(kind: type) -> None:
+    with pytest.raises(ArgumentError, match="fill_value must be .* got 'average'"):
+        kind(6, 4, fill_value="average")
+    for bad in (None, True):
+        with pytest.raises(ArgumentTypeError, match="fill_value"):
+            kind(6, 4, fill_value=bad)
 
 
 def test_clamp_must_be_positive() -> None:

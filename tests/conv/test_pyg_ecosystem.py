@@ -1,4 +1,4 @@
-"""The layers inside PyG's own machinery: what works with PyG's TransformerConv works with ours, and gives the same."""
+"""The layers inside PyG's own machinery: what works with a layer of PyG works with ours, and gives the same."""
 
 from __future__ import annotations
 
@@ -16,23 +16,35 @@ from torch_geometric.data import Data, HeteroData  # noqa: E402
 from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer  # noqa: E402
 from torch_geometric.explain.algorithm.utils import clear_masks, set_masks  # noqa: E402
 from torch_geometric.loader import NeighborLoader  # noqa: E402
+from torch_geometric.nn import GATConv as PyGGATConv  # noqa: E402
+from torch_geometric.nn import GATv2Conv as PyGGATv2Conv  # noqa: E402
 from torch_geometric.nn import HeteroConv, Sequential, to_hetero  # noqa: E402
 from torch_geometric.nn import TransformerConv as PyGTransformerConv  # noqa: E402
 from torch_geometric.sampler import BaseSampler, NodeSamplerInput, SamplerOutput  # noqa: E402
 
-from graphattn.conv import GraphTransformerConv, TransformerConv  # noqa: E402
+from graphattn.conv import GATConv, GATv2Conv, GraphTransformerConv, TransformerConv  # noqa: E402
+
+PYG: dict[type, type] = {TransformerConv: PyGTransformerConv, GATConv: PyGGATConv, GATv2Conv: PyGGATv2Conv}
+of_pyg = pytest.mark.parametrize("kind", PYG)
+each = pytest.mark.parametrize("kind", [*PYG, GraphTransformerConv])
 
 
-def assert_same_model(make: Any, *inputs: Any) -> None:
+def no_loops(kind: type) -> dict[str, Any]:
+    """Options for edges whose ends are different nodes, and for who counts the edges."""
+    return {"add_self_loops": False} if "GAT" in kind.__name__ else {}
+
+
+def assert_same_model(kind: type, make: Any, *inputs: Any) -> None:
     """``make(layer class)`` gives the same outputs with both classes and the same weights."""
-    theirs, ours = make(PyGTransformerConv), make(TransformerConv)
+    theirs, ours = make(PYG[kind]), make(kind)
     expected = theirs(*inputs)  # makes lazy parameters, too
     ours(*inputs)
     ours.load_state_dict(theirs.state_dict())
     torch.testing.assert_close(ours(*inputs), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_sequential(sample: Any) -> None:
+@of_pyg
+def test_sequential(kind: type, sample: Any) -> None:
     s = sample(dtype=torch.float32)
 
     def make(conv: type) -> nn.Module:
@@ -45,7 +57,7 @@ def test_sequential(sample: Any) -> None:
             ],
         )
 
-    assert_same_model(make, s.x, s.edge_index, s.edge_attr)
+    assert_same_model(kind, make, s.x, s.edge_index, s.edge_attr)
     out = make(GraphTransformerConv)(s.x, s.edge_index, s.edge_attr)
     assert out.shape == (7, 5) and out.isfinite().all()
 
@@ -64,27 +76,40 @@ def hetero(sample: Any) -> HeteroData:
 class TwoLayers(nn.Module):
     def __init__(self, conv: type) -> None:
         super().__init__()
-        self.first = conv((-1, -1), 4, heads=2)
-        self.second = conv((-1, -1), 3)
+        self.first = conv((-1, -1), 4, heads=2, **no_loops(conv))
+        self.second = conv((-1, -1), 3, **no_loops(conv))
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         return self.second(self.first(x, edge_index).relu(), edge_index)
 
 
-def test_to_hetero(hetero: HeteroData) -> None:
+@of_pyg
+def test_to_hetero(kind: type, hetero: HeteroData) -> None:
     def make(conv: type) -> nn.Module:
         return to_hetero(TwoLayers(conv), hetero.metadata(), aggr="sum")
 
-    assert_same_model(make, hetero.x_dict, hetero.edge_index_dict)
+    assert_same_model(kind, make, hetero.x_dict, hetero.edge_index_dict)
     out = make(GraphTransformerConv)(hetero.x_dict, hetero.edge_index_dict)
     assert out["user"].shape == (6, 3) and out["item"].shape == (9, 3)
 
 
-def test_hetero_conv(hetero: HeteroData) -> None:
-    def make(conv: type) -> nn.Module:
-        return HeteroConv({kind: conv((-1, -1), 4, heads=2) for kind in hetero.edge_types}, aggr="mean")
+@pytest.mark.parametrize("kind", [GATConv, GATv2Conv])
+def test_to_hetero_refuses_self_loops_between_types(kind: type, hetero: HeteroData) -> None:
+    model = TwoLayers(kind)
+    model.first = kind((-1, -1), 4)
+    with pytest.raises(ValueError, match="add_self_loops"):
+        to_hetero(model, hetero.metadata())
+    with pytest.raises(ValueError, match="add_self_loops"):
+        HeteroConv({("user", "buys", "item"): kind((-1, -1), 4)})
 
-    assert_same_model(make, hetero.x_dict, hetero.edge_index_dict)
+
+@of_pyg
+def test_hetero_conv(kind: type, hetero: HeteroData) -> None:
+    def make(conv: type) -> nn.Module:
+        relations = {edges: conv((-1, -1), 4, heads=2, **no_loops(conv)) for edges in hetero.edge_types}
+        return HeteroConv(relations, aggr="mean")
+
+    assert_same_model(kind, make, hetero.x_dict, hetero.edge_index_dict)
     out = make(GraphTransformerConv)(hetero.x_dict, hetero.edge_index_dict)
     assert out["user"].shape == (6, 8) and out["item"].shape == (9, 8)
 
@@ -112,7 +137,7 @@ class AllNeighbors(BaseSampler):
         raise NotImplementedError
 
 
-@pytest.mark.parametrize("kind", [TransformerConv, GraphTransformerConv])
+@each
 def test_neighbor_loader(kind: type, sample: Any) -> None:
     s = sample(60, 90, dtype=torch.float32)
     data = Data(x=s.x, edge_index=s.edge_index, edge_attr=s.edge_attr)
@@ -134,12 +159,19 @@ def test_neighbor_loader(kind: type, sample: Any) -> None:
 # --- explain ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"edge_dim": 3, "beta": True}])
-def test_edge_masks_act_as_in_pyg(sample: Any, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (TransformerConv, {}),
+        (TransformerConv, {"edge_dim": 3, "beta": True}),
+        *((kind, options) for kind in (GATConv, GATv2Conv) for options in ({}, {"edge_dim": 3}, no_loops(kind))),
+    ],
+)
+def test_edge_masks_act_as_in_pyg(sample: Any, kind: type, options: dict[str, Any]) -> None:
     s = sample()
     edge_attr = s.edge_attr if "edge_dim" in options else None
-    theirs = PyGTransformerConv(6, 4, heads=2, **options).double()
-    ours = TransformerConv(6, 4, heads=2, **options).double()
+    theirs = PYG[kind](6, 4, heads=2, **options).double()
+    ours = kind(6, 4, heads=2, **options).double()
     ours.load_state_dict(theirs.state_dict())
     plain = ours(s.x, s.edge_index, edge_attr)
     mask = torch.randn(s.edge_index.shape[1], dtype=torch.float64, requires_grad=True)
@@ -154,7 +186,7 @@ def test_edge_masks_act_as_in_pyg(sample: Any, options: dict[str, Any]) -> None:
     torch.testing.assert_close(ours(s.x, s.edge_index, edge_attr), plain)
 
 
-@pytest.mark.parametrize("kind", [TransformerConv, GraphTransformerConv])
+@each
 @pytest.mark.parametrize("edge_dim", [None, 3])
 @pytest.mark.parametrize("flow", ["source_to_target", "target_to_source"])
 def test_message_hooks_see_every_edge_and_change_nothing(
@@ -162,7 +194,7 @@ def test_message_hooks_see_every_edge_and_change_nothing(
 ) -> None:
     s = sample(5, targets=8)
     edge_index = s.edge_index if flow == "source_to_target" else s.edge_index.flip(0)
-    conv = kind((6, 6), 4, heads=2, edge_dim=edge_dim, flow=flow).double()
+    conv = kind((6, 6), 4, heads=2, edge_dim=edge_dim, flow=flow, **no_loops(kind)).double()
     inputs = ((s.x, s.x_target), edge_index, s.edge_attr if edge_dim else None)
     plain, (_, alpha) = conv(*inputs, return_attention_weights=True)
     seen: list[Tensor] = []
@@ -185,10 +217,10 @@ def explainer(model: nn.Module, algorithm: Any, edge_mask_type: str | None) -> E
     )
 
 
-@pytest.mark.parametrize("kind", [TransformerConv, GraphTransformerConv])
+@each
 def test_explainers_run(kind: type, sample: Any) -> None:
     s = sample(dtype=torch.float32)
-    conv = kind(6, 4, heads=2, concat=False)
+    conv = kind(6, 4, heads=2, concat=False, **no_loops(kind))
     _, (_, alpha) = conv(s.x, s.edge_index, return_attention_weights=True)
     by_attention = explainer(conv, AttentionExplainer(), "object")(s.x, s.edge_index)
     torch.testing.assert_close(by_attention.edge_mask, alpha.detach().amax(1))

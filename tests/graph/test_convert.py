@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphattn.errors import ArgumentError, ArgumentTypeError
+from graphattn.errors import ArgumentError, ArgumentTypeError, MissingPackageError
 from graphattn.graph import TokenGraph, as_token_graph, sparse_values, window
 from graphattn.testing import random_graph, require_or_skip
 
@@ -226,67 +227,6 @@ def test_edge_index_class_is_not_sorted_again(monkeypatch: pytest.MonkeyPatch) -
     assert as_token_graph(by_source).edge_id.data_ptr() == by_source._T_perm.data_ptr()
 
 
-# --- others ---------------------------------------------------------------------------------------------------
-
-
-def test_networkx(square: TokenGraph, counts: Callable) -> None:
-    networkx = require_or_skip("nx")
-    out = square.to_networkx()
-    assert isinstance(out, networkx.MultiDiGraph) and list(out.nodes) == list(range(square.num_tokens))
-    assert sorted(out.edges()) == sorted(map(tuple, square.edge_index.t().tolist()))
-    assert_same(TokenGraph.from_networkx(out), square, counts)
-
-
-def test_networkx_names_and_undirected_edges() -> None:
-    networkx = require_or_skip("nx")
-    directed = networkx.DiGraph([("a", "b"), ("a", "c")])
-    assert TokenGraph.from_networkx(directed).edge_index.tolist() == [[0, 0], [1, 2]]
-    undirected = networkx.Graph([("b", "a"), ("c", "c")])
-    assert sorted(TokenGraph.from_networkx(undirected).edge_index.t().tolist()) == [[0, 1], [1, 0], [2, 2]]
-    assert TokenGraph.from_networkx(networkx.Graph()).num_tokens == 0
-
-
-def test_networkx_as_pyg_reads_it() -> None:
-    networkx = require_or_skip("nx")
-    require_or_skip("pyg")
-    from torch_geometric.utils import from_networkx
-
-    for given in (networkx.karate_club_graph(), networkx.MultiDiGraph([(0, 1), (0, 1), (2, 0)])):
-        assert torch.equal(TokenGraph.from_networkx(given).edge_index, from_networkx(given).edge_index)
-
-
-def test_dgl(graph: TokenGraph) -> None:
-    require_or_skip("dgl")
-    # DGL keeps the edges of a member together.
-    out = graph if graph.target_ptr is None else TokenGraph.batch(graph.unbatch())
-    theirs = out.to_dgl()
-    assert torch.equal(torch.stack(theirs.edges(order="eid")), out.edge_index)
-    again = TokenGraph.from_dgl(theirs)
-    assert torch.equal(again.edge_index, out.edge_index)
-    assert (again.num_targets, again.num_sources) == (graph.num_targets, graph.num_sources)
-    assert torch.equal(again.target_batch, graph.target_batch) and again.num_members == graph.num_members
-
-
-def test_dgl_reads_in_our_direction() -> None:
-    dgl = require_or_skip("dgl")
-    graph = TokenGraph.from_edge_index(torch.randint(0, 7, (2, 20)), 7)
-    theirs, x = graph.to_dgl(), torch.rand(7, 3)
-    theirs.ndata["x"] = x
-    theirs.update_all(dgl.function.copy_u("x", "m"), dgl.function.sum("m", "out"))
-    torch.testing.assert_close(theirs.ndata["out"], graph.to_torch_sparse() @ x)
-
-
-def test_dgl_that_is_not_one_graph() -> None:
-    dgl = require_or_skip("dgl")
-    pair = (torch.tensor([0]), torch.tensor([0]))
-    hetero = dgl.heterograph({("a", "x", "b"): pair, ("a", "y", "b"): pair})
-    with pytest.raises(ArgumentError, match="one edge type, got 2"):
-        TokenGraph.from_dgl(hetero)
-    interleaved = TokenGraph.from_edge_index(torch.tensor([[2, 0], [2, 0]]), ptr=torch.tensor([0, 1, 3]))
-    with pytest.raises(ArgumentError, match="to_dgl needs the edges of a batch member by member"):
-        interleaved.to_dgl()
-
-
 # --- as_token_graph -------------------------------------------------------------------------------------------
 
 
@@ -370,3 +310,19 @@ print(sorted({"torch_geometric", "networkx", "dgl", "matplotlib", "numba", "trit
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("package", "extra"), [("dgl", "dgl"), ("networkx", "nx")])
+def test_missing_or_broken_packages_are_one_clear_error(
+    package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    graph = TokenGraph.from_edge_index(LOPSIDED)
+    convert = {"dgl": graph.to_dgl, "networkx": graph.to_networkx}[package]
+    with pytest.raises(MissingPackageError, match=rf'pip install "graphattn\[{extra}\]"'):
+        convert()
+    monkeypatch.delitem(sys.modules, package)
+    (tmp_path / f"{package}.py").write_text("raise FileNotFoundError('libgraphbolt.so')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(MissingPackageError, match="libgraphbolt.so"):
+        convert()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 
 from graphattn.graph import TokenGraph
+from graphattn.models.gps import GPS
+from graphattn.models.graph import GraphTransformer
 from graphattn.testing import random_graph
 
 PE, WL = 3, 7
@@ -27,18 +30,26 @@ def make_inputs(model: nn.Module, graph: TokenGraph, seed: int = 0) -> dict[str,
         ids = [torch.randint(table.num_embeddings, (count,), generator=random) for table in encoder.tables]
         return ids[0] if len(ids) == 1 else torch.stack(ids, 1)
 
-    nodes = graph.num_tokens
-    edges = None if model.constant_edges else rows(model.embed_edge, graph.num_edges)
-    pe, wl = model.embed_pe, model.embed_wl
-    return {
-        "x": rows(model.embed, nodes),
+    def encoding(columns: int | None) -> torch.Tensor | None:
+        return None if columns is None else torch.randn(nodes, columns, generator=random)
+
+    nodes, edges = graph.num_tokens, graph.num_edges
+    embed = model.embed
+    values: dict[str, Any] = {
+        "x": rows(getattr(embed, "features", embed), nodes),
         "edge_index": graph.edge_index,
-        "edge_attr": edges,
-        "pe": None if pe is None else torch.randn(nodes, pe.in_features, generator=random),
-        "wl": None if wl is None else torch.randint(wl.num_embeddings, (nodes,), generator=random),
+        "edge_attr": None if getattr(model, "constant_edges", False) else rows(model.embed_edge, edges),
         "batch": graph.target_batch,
         "num_graphs": graph.num_members,
     }
+    if isinstance(model, GraphTransformer):
+        pe, wl = model.embed_pe, model.embed_wl
+        values["pe"] = encoding(None if pe is None else pe.in_features)
+        values["wl"] = None if wl is None else torch.randint(wl.num_embeddings, (nodes,), generator=random)
+    elif isinstance(model, GPS):
+        values["rwse"], values["pe"] = encoding(embed.rwse_dim), encoding(embed.pe_dim)
+        values["num_pairs"] = int(graph.target_batch.bincount().square().sum())
+    return {name: values[name] for name in inspect.signature(model.forward).parameters if name in values}
 
 
 @pytest.fixture

@@ -18,7 +18,13 @@ Inputs = Callable[..., dict[str, Any]]
 EVERY = pytest.mark.parametrize("name", MODELS.names())
 SMALL = {"width": 16, "heads": 4, "layers": 2}
 # What a model cannot be made without.
-NEEDED: dict[str, dict[str, Any]] = {"graph_transformer": {"out_channels": 3, "in_channels": 5}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "conv_stack": {"out_channels": 3, "in_channels": 5, "dropout": 0.0},
+    "graph_transformer": {"out_channels": 3, "in_channels": 5},
+    "gps": {"out_channels": 3, "in_channels": 5},
+    "gps_molhiv": {"rwse_width": 4, "dropout": 0.0, "attention_dropout": 0.0},
+    "gps_zinc": {"rwse_width": 4, "attention_dropout": 0.0},
+}
 
 
 def make(name: str, **options: Any) -> nn.Module:

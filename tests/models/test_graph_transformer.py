@@ -252,7 +252,7 @@ def test_compile_over_three_sizes(inputs: Inputs) -> None:
         batch["num_graphs"] = 1
         expected, got = model(**batch), compiled(**batch)
         torch.testing.assert_close(got, expected)
-        parameters = list(model.parameters())
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         torch.testing.assert_close(
             torch.autograd.grad(got.sum(), parameters, allow_unused=True, materialize_grads=True),
             torch.autograd.grad(expected.sum(), parameters, allow_unused=True, materialize_grads=True),

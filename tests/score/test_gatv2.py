@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from graphattn import TokenGraph, attend
+from graphattn.errors import ArgumentError
 from graphattn.score import GATv2Score
 from graphattn.testing import require_or_skip
 
@@ -30,3 +32,18 @@ def test_equals_pyg_gatv2conv() -> None:
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs.view_as(ours))
+
+
+def test_a_vector_that_somebody_else_holds() -> None:
+    held = torch.randn(1, 2, 3, dtype=torch.double, requires_grad=True)
+    score, other = GATv2Score(2, 3, att=held[0]), GATv2Score(2, 3).double()
+    assert not list(score.parameters())
+    other.att.data.copy_(held[0])
+    graph = TokenGraph.from_edge_index(torch.randint(0, 6, (2, 20)), 6)
+    q, k, v = torch.randn(3, 6, 2, 3, dtype=torch.double)
+    out, expected = (attend(graph, q, k, v, score=each) for each in (score, other))
+    torch.testing.assert_close(out, expected)
+    (grad,) = torch.autograd.grad(out.square().sum(), held)
+    torch.testing.assert_close(grad[0], *torch.autograd.grad(expected.square().sum(), other.att))
+    with pytest.raises(ArgumentError, match=r"att must have shape \[2, 3\], got \[1, 2, 3\]"):
+        GATv2Score(2, 3, att=held)

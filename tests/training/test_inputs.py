@@ -71,3 +71,14 @@ def test_missing_field_names_model_parameter_and_what_there_is():
 
     with pytest.raises(ConfigError, match=r"NeedsPe\.forward needs the argument 'pe'.*edge_index.*x"):
         call_model(NeedsPe(), graph())
+
+
+def test_the_host_knows_how_many_pairs_a_batch_has():
+    class Pairs(nn.Module):
+        def forward(self, x: Tensor, num_pairs: int | None = None) -> int | None:
+            return num_pairs
+
+    batch = Batch.from_data_list([graph(3), graph(2), graph(4)])
+    assert call_model(Pairs(), batch) == 9 + 4 + 16
+    assert call_model(Pairs(), batch.to("meta")) == 29
+    assert call_model(Pairs(), graph(3)) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from graphattn.training import GraphDataModule
 
 
 class Net(nn.Module):
-    """A small GCN with dropout. Environment variables make it die, or spoil its output, at one training step."""
+    """A small GCN with dropout. Environment variables make it slow, or at one training step die or spoil its output."""
 
     def __init__(self, width: int = 8, out: int = 2, dropout: float = 0.0, seed: int | None = None) -> None:
         super().__init__()
@@ -32,6 +33,7 @@ class Net(nn.Module):
         out = self.head(self.dropout(self.conv(self.embed(x), edge_index).relu()))
         if self.training:
             self.steps += 1
+            time.sleep(float(os.environ.get("TOY_SLEEP", 0)))
             if self.steps == int(os.environ.get("TOY_DIE_AT", 0)):
                 os.kill(os.getpid(), getattr(signal, os.environ["TOY_SIGNAL"]))
             if self.steps == int(os.environ.get("TOY_NAN_AT", 0)):
@@ -68,6 +70,22 @@ class ToyData(GraphDataModule):
     def setup(self, stage: str | None = None) -> None:
         splits = {name: make_graphs(count, seed) for seed, (name, count) in enumerate(SIZES.items())}
         self.splits = SimpleNamespace(**splits)
+
+
+class OddData(ToyData):
+    """Splits that two processes cannot share evenly, yes-or-no labels of nodes, and training nodes without one."""
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup()
+        for name, count in {"val": 7, "test": 5}.items():
+            setattr(self.splits, name, make_graphs(count, seed=10 + count))
+        generator = torch.Generator().manual_seed(0)
+        for name, graphs in vars(self.splits).items():
+            for number, data in enumerate(graphs):
+                data.y = data.y.float()
+                data.pe = torch.randn(len(data.x), 2, generator=generator)  # no two nodes score the same
+                if name == "train" and number % 3 == 0:
+                    data.y[1:] = float("nan")
 
 
 SIZES = {"train": 20, "val": 6, "test": 6}

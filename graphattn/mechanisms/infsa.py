@@ -1,0 +1,246 @@
+"""Infinite self-attention (Roffo et al., "Self-Attention And Beyond the Infinite", arXiv 2603.00175, 2026)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphattn._fold import Fold
+from graphattn._inputs import autocast, check_inputs
+from graphattn.attention import AttentionOutput, attend
+from graphattn.errors import ArgumentError
+from graphattn.graph import TokenGraph
+from graphattn.graph.members import Members
+from graphattn.mechanisms._infinite import InfiniteAttention
+from graphattn.mechanisms.base import check_rows, drop_seed
+from graphattn.normalize import Frobenius
+from graphattn.propagate import Katz, Neumann, OneHop, Propagator
+from graphattn.propagate.relu import ReluOperator, is_dense, relu_hop
+from graphattn_kernels._segment import accumulate_dtype
+
+__all__ = ["InfSA", "infsa"]
+
+
+def infsa(
+    graph: TokenGraph,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gamma: float | Tensor = 0.95,
+    *,
+    hops: int | None = 1,
+    edge_bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
+    need_weights: bool = False,
+    eps: float = 1e-6,
+    backend: str = "auto",
+) -> Tensor | AttentionOutput:
+    """Discounted walks along rectified scores over their Frobenius norm, on any token graph.
+
+    .. math::
+        A^+_{ts} = \\max\\Big(\\tfrac{1}{D} q_t^\\top k_s + b_{ts},\\, 0\\Big), \\qquad
+        \\hat A = \\frac{A^+}{\\lVert A^+ \\rVert_F + \\varepsilon}, \\qquad
+        y = \\sum_{\\tau = 1}^{T} (\\gamma \\hat A)^\\tau v
+
+    (eq. 1, and eqs. 2-4 for T = 1, T hops with one operator, and T infinite: :math:`(I - \\gamma \\hat A)^{-1} - I`;
+    the body of the paper could not be read, so numbers and signs of the equations are from its README, released code
+    and abstract, unverified.) The norm is over the edges of a member and head: members of a batch, copies of a graph
+    and tokens that are no edge's end take no part in each other's. Its value below 1 bounds the spectral radius, so
+    that the sum converges for every :math:`\\gamma \\le 1`, where edges are single. A row of zeros in ``q`` or ``k``
+    has no weight and no part in the norm. Rows need not sum to 1, and the output shrinks as one over the root of the
+    number of targets.
+
+    Complete and causal graphs, and blocks, take :func:`graphattn_kernels.relu_attention`, which makes nothing of the
+    size of the edges, for any number of hops; other graphs, a bias, dropout, weights, and a backend by name take the
+    edges one by one.
+
+    Args:
+        graph: Who may read whom; square unless ``hops=1``.
+        q: ``[..., T, H, D]``.
+        k: ``[..., S, H, D]``.
+        v: ``[..., S, H, C]``.
+        gamma: Discount of a hop, at most 1; a number or a tensor ``[H]``, whose gradient is exact.
+        hops: T; ``None``: all walks, to a tolerance (:class:`graphattn.propagate.Katz`).
+        edge_bias: ``[E]``, ``[E, H]`` or ``[..., E, H]``: b, added before the maximum (ours).
+        dropout_p: Probability of dropping a weight, the same at every hop.
+        dropout_seed: See :func:`graphattn.attend`.
+        need_weights: Return ``[..., E, H]``, the weights :math:`\\gamma \\hat A` of one hop before dropout, too.
+        eps: Added to the norm.
+        backend: See :func:`graphattn.attend`.
+
+    Returns:
+        ``[..., T, H, C]``, or an :class:`~graphattn.AttentionOutput` with the weights.
+
+    Raises:
+        ArgumentError: If shapes or values do not fit.
+    """
+    factor = gamma if isinstance(gamma, Tensor) else torch.tensor(gamma, device=v.device)
+    if factor.dim() > 1:
+        raise ArgumentError(f"gamma must be a number or a tensor [H], got {list(factor.shape)}")
+    mover = _mover(hops, gamma)
+    options: dict[str, Any] = {"edge_bias": edge_bias, "dropout_p": dropout_p, "dropout_seed": dropout_seed}
+    options |= {"need_weights": need_weights, "backend": backend}
+    q, k, v = autocast(q, k, v)  # type: ignore[assignment]
+    if hops is not None:
+        found = _walk(graph, q, k, v, mover, eps, options)
+    else:  # a system is solved in the dtype of accumulation
+        exact = [x.to(accumulate_dtype(x.dtype)) for x in (q, k, v)]
+        options["edge_bias"] = None if edge_bias is None else edge_bias.to(exact[0].dtype)
+        with torch.autocast(v.device.type, enabled=False):
+            found = _walk(graph, *exact, mover, eps, options)
+    out, weights = found.out.to(v.dtype), found.weights
+    if hops == 1:
+        out = out * factor.to(v.dtype).unsqueeze(-1)
+    if weights is None:
+        return out
+    if graph.leading_axes.endswith("h") and factor.dim() == 1:  # each edge is of one head
+        factor = factor[graph.edge_index[1] // graph.num_targets % v.shape[-2]].unsqueeze(-1)
+    return AttentionOutput(out, (weights * factor).to(v.dtype))
+
+
+def _walk(
+    graph: TokenGraph, q: Tensor, k: Tensor, v: Tensor, mover: Propagator, eps: float, options: dict[str, Any]
+) -> AttentionOutput:
+    """The walks of ``mover``, and the weights of a hop without its discount where they are asked for."""
+    scale = 1.0 / max(1, q.shape[-1])
+    simple = options["edge_bias"] is None and options["dropout_p"] == 0.0 and not options["need_weights"]
+    if simple and options["backend"] == "auto" and is_dense(graph):
+        check_inputs(graph, q, k, v, "relu_dot")
+        if isinstance(mover, OneHop):
+            return AttentionOutput(relu_hop(graph, q, k, v, scale=scale, eps=eps)[0])
+        fold = Fold(graph, tuple(v.shape[:-3]), v.shape[-2])
+        q, k, v = fold.tokens(q), fold.tokens(k), fold.tokens(v)
+        operator = ReluOperator(graph, q, k, scale=scale, eps=eps, per_head=fold.per_head)
+        return AttentionOutput(fold.untokens(mover(operator, v), graph.num_targets))
+    found = attend(graph, q, k, v, normalizer=_Rectified(eps), propagator=mover, scale=scale, **options)
+    return found if isinstance(found, AttentionOutput) else AttentionOutput(found)
+
+
+def _mover(hops: int | None, gamma: float | Tensor) -> Propagator:
+    if hops is None:
+        return Katz(gamma)
+    if isinstance(hops, bool) or not isinstance(hops, int) or hops < 1:
+        raise ArgumentError(f"hops must be a positive number, or None for all, got {hops!r}")
+    return OneHop() if hops == 1 else Neumann(hops, gamma)
+
+
+class _Rectified(Frobenius):
+    """The maximum with 0 first. As a part of the score, it would take a row of D channels for each edge."""
+
+    def forward(self, graph: TokenGraph, scores: Tensor, backend: str = "auto") -> Tensor:
+        """See :meth:`Normalizer.forward`."""
+        return super().forward(graph, scores.relu(), backend)
+
+
+class InfSA(InfiniteAttention):
+    """Rectified scores over their Frobenius norm, one hop, T hops or all walks: see :func:`infsa` for the equations.
+
+    Where the released code (giorgioroffo/infinite-self-attention, 0.1.0) differs: its decay is read as a number and has
+    no gradient, though it is declared learnable, and is one for all heads (here one for each, learned); it accepts
+    masks and ignores them (here the graph, and ``mask``, say who is read, and the norm is over what is left); and its
+    conversion of causal models leaks the future (here a causal graph does not). Series over hops (eqs. 3-4) are one
+    layer's; a stack of one-hop layers with residuals computes products instead.
+
+    Args:
+        width: Channels of a token row.
+        heads: Attention heads; must divide ``width``.
+        edge_width: Channels of an edge row; ``None``: no edge rows. They add one number for each head to the score
+            (ours).
+        hops: Hops of a layer, 1 in the released code; ``None``: all walks.
+        gamma: Discount of a hop before training.
+        learn_gamma: Learn it, for each head.
+        rescale: Multiply the output by the root of the member's number of tokens, so that its size does not depend on
+            it (ours).
+        bias: Give the projections a bias.
+        eps: Added to the norm.
+        dropout: On the concatenated heads before the output projection.
+        attention_dropout: On the weights; lists every edge of a dense graph.
+        backend: See :func:`infsa`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        edge_width: int | None = None,
+        *,
+        hops: int | None = 1,
+        gamma: float = 0.95,
+        learn_gamma: bool = True,
+        rescale: bool = False,
+        bias: bool = True,
+        eps: float = 1e-6,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
+        _mover(hops, gamma)  # refuses what it cannot take
+        super().__init__(
+            width,
+            heads,
+            gamma=gamma,
+            learn_gamma=learn_gamma,
+            bias=bias,
+            eps=eps,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            backend=backend,
+        )
+        self.hops, self.rescale = hops, rescale
+        self.edge = nn.Linear(edge_width, heads, bias=False) if edge_width else None
+
+    def reset_parameters(self) -> None:
+        """Draw all learnable parameters anew."""
+        super().reset_parameters()
+        if self.edge is not None:
+            self.edge.reset_parameters()
+
+    def forward(
+        self, x: Tensor, graph: TokenGraph, edge: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`~graphattn.mechanisms.Mechanism.forward`; the second result is ``None``.
+
+        Args:
+            x: ``[..., N, width]``.
+            graph: Square graph over the N tokens.
+            edge: ``[E, edge_width]``.
+            mask: bool ``[..., N]``: the tokens that take part; others (padding) are not read, read nothing and do not
+                count in the norm. Not with edge rows.
+        """
+        check_rows(x, graph, self.width)
+        if (edge is None) != (self.edge is None):
+            made = "without" if self.edge is None else f"with edge_width={self.edge.in_features}, so edge is needed;"
+            got = None if edge is None else list(edge.shape)
+            raise ArgumentError(f"this mechanism was made {made} edge rows, got edge={got}")
+        if edge is not None and mask is not None:
+            raise ArgumentError("mask and edge rows do not go together; leave masked tokens out of the graph")
+        q, k, v = self._project(x, mask)
+        p, seed = drop_seed(self, self.attention_dropout, x)
+        out = infsa(
+            *(graph, q, k, v, self.gamma()),
+            hops=self.hops,
+            edge_bias=None if self.edge is None or edge is None else self.edge(edge),
+            dropout_p=p,
+            dropout_seed=seed,
+            eps=self.eps,
+            backend=self.backend,
+        )
+        assert isinstance(out, Tensor)
+        if self.rescale:
+            out = out * _root_of_tokens(graph, mask, out)
+        return self.out(self.dropout(out.flatten(-2))), None
+
+    def extra_repr(self) -> str:
+        """Shown by ``repr``."""
+        return f"width={self.width}, heads={self.heads}, hops={self.hops}"
+
+
+def _root_of_tokens(graph: TokenGraph, mask: Tensor | None, like: Tensor) -> Tensor:
+    """Root of the number of tokens of each token's member, ``[..., N, 1, 1]``."""
+    count = torch.ones(graph.num_targets, device=like.device) if mask is None else mask.to(torch.float32)
+    members = Members(graph.target_ptr, graph.num_targets, 1, like.device)
+    count = members.spread(members.sum(count.movedim(-1, 0))).movedim(0, -1)
+    return count.sqrt()[..., None, None].to(like.dtype)

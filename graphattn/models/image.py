@@ -1,0 +1,495 @@
+"""Networks for images: the vision transformer with any mechanism on any graph of patches."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from graphattn.errors import ArgumentError
+from graphattn.graph import TokenGraph, patterns
+from graphattn.mechanisms import MECHANISMS, Mechanism
+from graphattn.models.parts import make_mechanism
+from graphattn.models.patches import GraphRule, patch_graph, resize_patch_weights, resize_positions
+from graphattn.nn import PreNormBlock
+
+__all__ = ["ATTENTIONS", "POOLINGS", "VisionTransformer", "from_timm"]
+
+ATTENTIONS = {"softmax": "multihead"}
+"""Other names of mechanisms, beside those of :func:`graphattn.list_mechanisms`."""
+POOLINGS = ("token", "avg", "max", "")
+
+
+class VisionTransformer(nn.Module):
+    """The vision transformer (Dosovitskiy et al., arXiv 2010.11929) whose attention is any mechanism of the library and
+    whose tokens, prefix tokens and then patches row by row, are any token graph.
+
+    Arguments, their defaults and the methods are those of timm's class of this name (1.0.31), so that timm's training
+    script can drive it. With ``attention="softmax"`` it is the same function, and :func:`from_timm` renames timm's
+    weights; parameters are drawn as there, but for the mechanism's, which draws its own.
+
+    Args:
+        img_size: Pixels of a side, or ``(height, width)``.
+        patch_size: Pixels of a side of a patch, or ``(height, width)``.
+        in_chans: Channels of an image.
+        num_classes: Classes; 0: no classifier.
+        global_pool: ``"token"`` (the class token), ``"avg"`` or ``"max"`` over patches, or ``""``: no pooling.
+        embed_dim: Channels of a token row.
+        depth: Blocks.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden channels of the feed-forward networks as a multiple of ``embed_dim``.
+        qkv_bias: Give the projections of the mechanism a bias.
+        attention: ``"softmax"`` or any name of :func:`graphattn.list_mechanisms`.
+        attention_options: Further arguments of the mechanism.
+        graph: Who reads whom: ``"complete"``, ``"grid"``, ``"neighbourhood"``, ``"window"``, ``"strided"``,
+            ``"random_regular"``, a function of ``(height, width)`` in patches, or a graph
+            (see :func:`graphattn.models.patches.patch_graph`). Prefix tokens read and are read by all.
+        graph_options: Of a named graph, ``{"radius": 2}`` say.
+        init_values: Initial value of LayerScale; ``None``: none.
+        class_token: A token for the class, before all others.
+        reg_tokens: Registers (arXiv 2309.16588), after the class token.
+        no_embed_class: No positions for prefix tokens.
+        pos_embed: ``"learn"`` or ``"none"``.
+        fc_norm: The last norm after pooling instead of before; ``None``: for ``"avg"`` and ``"max"``.
+        dynamic_img_size: Take images of any size that the patches divide; positions are interpolated.
+        drop_rate: Dropout before the classifier.
+        pos_drop_rate: Dropout after positions are added.
+        proj_drop_rate: Dropout in mechanisms (before their output projection) and feed-forward networks.
+        attn_drop_rate: Dropout of attention weights.
+        drop_path_rate: Stochastic depth of the last block, growing linearly from 0 at the first.
+        mixer_projection: A further linear map after each mechanism
+            (:func:`graphattn.models.infvit.infvit_4`).
+        representation_size: A hidden layer with tanh before the classifier, as in the ViT paper; ``None``: none.
+
+    Raises:
+        ArgumentError: If the arguments contradict each other.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "token",
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        *,
+        attention: str = "softmax",
+        attention_options: dict[str, Any] | None = None,
+        graph: GraphRule = "complete",
+        graph_options: dict[str, Any] | None = None,
+        init_values: float | None = None,
+        class_token: bool = True,
+        reg_tokens: int = 0,
+        no_embed_class: bool = False,
+        pos_embed: str = "learn",
+        fc_norm: bool | None = None,
+        dynamic_img_size: bool = False,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        mixer_projection: bool = False,
+        representation_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check_pool(global_pool, class_token)
+        if pos_embed not in ("learn", "none"):
+            raise ArgumentError(f"pos_embed must be 'learn' or 'none', got {pos_embed!r}")
+        self.num_classes, self.global_pool = num_classes, global_pool
+        self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
+        self.num_prefix_tokens = int(class_token) + reg_tokens
+        self.no_embed_class, self.dynamic_img_size, self.grad_checkpointing = no_embed_class, dynamic_img_size, False
+        self.attention, self.graph_rule, self.graph_options = attention, graph, dict(graph_options or {})
+
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, reg_tokens, embed_dim)) if reg_tokens else None
+        positions = self._positioned_prefix + self.patch_embed.num_patches
+        self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dim)) if pos_embed == "learn" else None
+        self.pos_drop = nn.Dropout(pos_drop_rate)
+        options = {"dropout": proj_drop_rate, "attention_dropout": attn_drop_rate, "bias": qkv_bias}
+        self.blocks = nn.ModuleList(
+            PreNormBlock(
+                _make_attention(attention, embed_dim, num_heads, options, attention_options or {}),
+                embed_dim,
+                mlp_ratio=mlp_ratio,
+                dropout=proj_drop_rate,
+                drop_path=drop_path_rate * n / max(depth - 1, 1),
+                init_values=init_values,
+                mixer_projection=mixer_projection,
+            )
+            for n in range(depth)
+        )
+        pooled_norm = global_pool in ("avg", "max") if fc_norm is None else fc_norm
+        self.norm = nn.Identity() if pooled_norm else nn.LayerNorm(embed_dim, eps=1e-6)
+        self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6) if pooled_norm else nn.Identity()
+        self.pre_logits: nn.Module = nn.Identity()
+        if representation_size is not None:
+            self.pre_logits = nn.Sequential(nn.Linear(embed_dim, representation_size), nn.Tanh())
+            self.head_hidden_size = representation_size
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head: nn.Module = nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
+        reduction = max(self.patch_embed.patch_size)
+        self.feature_info = [
+            {"module": f"blocks.{n}", "num_chs": embed_dim, "reduction": reduction} for n in range(depth)
+        ]
+        self._graphs: dict[tuple[int, int], TokenGraph] = {}
+        self.token_graph(*self.patch_embed.grid_size)  # says now what is wrong with it
+        self._draw()
+
+    # --- the network --------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Class scores ``[B, num_classes]`` of images ``[B, in_chans, height, width]``; without pooling, of all tokens.
+
+        Args:
+            x: Images.
+            attn_mask: Boolean ``[N, N]`` over all tokens, true where the row's token may read the column's; edges that
+                it does not have are taken out of the graph.
+            is_causal: Take edges to later tokens out of the graph.
+        """
+        return self.forward_head(self.forward_features(x, attn_mask, is_causal))
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Token rows ``[B, N, embed_dim]`` after the last block and norm."""
+        x, graph = self._tokens(x, attn_mask, is_causal)
+        for block in self.blocks:
+            x = self._run(block, x, graph)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Class scores of token rows; ``pre_logits``: what the classifier would read."""
+        x = self.head_drop(self.pre_logits(self.fc_norm(self.pool(x))))
+        return x if pre_logits else self.head(x)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """``[B, N, C]`` to ``[B, C]``, by ``global_pool``."""
+        if self.global_pool == "token":
+            return x[:, 0]
+        patches = x[:, self.num_prefix_tokens :]
+        if self.global_pool == "avg":
+            return patches.mean(1)
+        return patches.amax(1) if self.global_pool == "max" else x
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Any:
+        """Token rows after some blocks, as timm returns them.
+
+        Args:
+            x: Images ``[B, in_chans, height, width]``.
+            indices: Which blocks: the last so many, a list (negative: from the end), or ``None``: all.
+            return_prefix_tokens: Return pairs of patch rows and prefix rows.
+            norm: Apply the last norm to each.
+            stop_early: Run no block after the last that is wanted; then the first result is of that block.
+            output_fmt: Patch rows as ``"NCHW"`` (an image of patches) or ``"NLC"``.
+            intermediates_only: Return the list alone.
+            output_dict: Return ``image_features``, ``image_intermediates`` and ``image_intermediates_prefix``.
+            attn_mask: See :meth:`forward`.
+            is_causal: See :meth:`forward`.
+
+        Returns:
+            ``(features, list)``, the list, or a dict.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ArgumentError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
+        taken = _take(len(self.blocks), indices)
+        grid = self.patch_embed.grid_of(x)
+        x, graph = self._tokens(x, attn_mask, is_causal)
+        found: list[Tensor] = []
+        for n, block in enumerate(self.blocks):
+            if stop_early and n > max(taken):
+                break
+            x = self._run(block, x, graph)
+            if n in taken:
+                found.append(self.norm(x) if norm else x)
+        prefix = [rows[:, : self.num_prefix_tokens] for rows in found]
+        patches = [rows[:, self.num_prefix_tokens :] for rows in found]
+        if output_fmt == "NCHW":
+            patches = [rows.unflatten(1, grid).permute(0, 3, 1, 2).contiguous() for rows in patches]
+        with_prefix = return_prefix_tokens and self.num_prefix_tokens > 0
+        if output_dict:
+            result: dict[str, Any] = {"image_intermediates": patches}
+            if with_prefix:
+                result["image_intermediates_prefix"] = prefix
+            return result if intermediates_only else {**result, "image_features": self.norm(x)}
+        listed: list[Any] = list(zip(patches, prefix, strict=True)) if with_prefix else list(patches)
+        return listed if intermediates_only else (self.norm(x), listed)
+
+    def token_graph(self, height: int | None = None, width: int | None = None) -> TokenGraph:
+        """The graph over the tokens of an image of ``height`` x ``width`` patches; default: of ``img_size``."""
+        rows, columns = self.patch_embed.grid_size
+        size = (rows if height is None else height, columns if width is None else width)
+        graph = self._graphs.get(size)
+        if graph is None:
+            graph = patch_graph(self.graph_rule, *size, self.num_prefix_tokens, self.graph_options)
+            self._graphs[size] = graph
+        return graph
+
+    # --- what timm's scripts ask for ----------------------------------------------------------------------
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier; ``num_classes=0``: none."""
+        if global_pool is not None:
+            _check_pool(global_pool, self.cls_token is not None)
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        like = self.patch_embed.proj.weight
+        head: nn.Module = nn.Identity()
+        if num_classes > 0:
+            head = nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
+        self.head = head.train(self.training)
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """Images and patches of another size: patch weights, positions and graph follow."""
+        before = self.patch_embed.grid_size
+        self.patch_embed.set_input_size(img_size, patch_size)
+        after = self.patch_embed.grid_size
+        self._graphs.clear()
+        self.token_graph(*after)
+        if self.pos_embed is not None and before != after:
+            positions = resize_positions(self.pos_embed.detach(), before, after, self._positioned_prefix)
+            self.pos_embed = nn.Parameter(positions, requires_grad=self.pos_embed.requires_grad)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute each block again in the backward pass instead of keeping what is inside."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay should leave alone."""
+        return {"pos_embed", "cls_token", "reg_token"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns of parameter names by depth, for learning rates that decay with it."""
+        return {
+            "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove the blocks after the last wanted one, and norm and classifier; the numbers of the wanted blocks."""
+        taken = _take(len(self.blocks), indices)
+        self.blocks = self.blocks[: max(taken) + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.fc_norm, self.pre_logits, self.head_hidden_size = nn.Identity(), nn.Identity(), self.embed_dim
+            self.reset_classifier(0, "")
+        return taken
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """What timm's data pipeline asks a model for."""
+        return {
+            "num_classes": self.num_classes,
+            "input_size": (self.patch_embed.proj.in_channels, *self.patch_embed.img_size),
+            "fixed_input_size": not self.dynamic_img_size,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        }
+
+    # --- parts --------------------------------------------------------------------------------------------
+
+    @property
+    def _positioned_prefix(self) -> int:
+        return 0 if self.no_embed_class else self.num_prefix_tokens
+
+    def _run(self, block: nn.Module, x: Tensor, graph: TokenGraph) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, graph, use_reentrant=False)
+        return block(x, graph)
+
+    def _tokens(self, images: Tensor, mask: Tensor | None, causal: bool) -> tuple[Tensor, TokenGraph]:
+        """Token rows before the first block, and the graph they are on."""
+        grid = self.patch_embed.grid_of(images)
+        if grid != self.patch_embed.grid_size and not self.dynamic_img_size:
+            height, width = self.patch_embed.img_size
+            raise ArgumentError(
+                f"x must hold images of {height} x {width} pixels, got {list(images.shape)}; call set_input_size, or "
+                "make the model with dynamic_img_size=True"
+            )
+        rows = self.patch_embed(images)
+        first = [t.expand(rows.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
+        if self.pos_embed is not None and self.no_embed_class:
+            rows = rows + resize_positions(self.pos_embed, self.patch_embed.grid_size, grid)
+        rows = torch.cat([*first, rows], dim=1) if first else rows
+        if self.pos_embed is not None and not self.no_embed_class:
+            rows = rows + resize_positions(self.pos_embed, self.patch_embed.grid_size, grid, self.num_prefix_tokens)
+        graph = self.token_graph(*grid)
+        if graph.device != rows.device:
+            graph = self._graphs[grid] = graph.to(rows.device)
+        if mask is not None:
+            graph = graph & TokenGraph.from_adj_t(mask)
+        if causal:
+            graph = graph & patterns.causal(rows.shape[1], device=rows.device)
+        return self.pos_drop(rows), graph
+
+    def _draw(self) -> None:
+        """Initial values as timm's; a mechanism and the convolution of the patches keep their own."""
+        for part in (self.pos_embed, self.head.weight if isinstance(self.head, nn.Linear) else None):
+            if part is not None:
+                nn.init.trunc_normal_(part, std=0.02)
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=1e-6)
+        linears = [m for m in self.pre_logits.modules() if isinstance(m, nn.Linear)]
+        for block in self.blocks:
+            linears += [m for part in (block.mlp, block.mixer) for m in part.modules() if isinstance(m, nn.Linear)]
+        for linear in linears:
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+        if isinstance(self.head, nn.Linear):
+            nn.init.zeros_(self.head.bias)
+
+
+class PatchEmbed(nn.Module):
+    """Each patch of an image as one row: a convolution whose stride is its size.
+
+    Args:
+        img_size: Pixels of a side, or ``(height, width)``.
+        patch_size: The same of a patch.
+        in_chans: Channels of an image.
+        embed_dim: Channels of a row.
+
+    Raises:
+        ArgumentError: If patches do not divide the image.
+    """
+
+    def __init__(
+        self, img_size: int | tuple[int, int], patch_size: int | tuple[int, int], in_chans: int, embed_dim: int
+    ) -> None:
+        super().__init__()
+        self.img_size, self.patch_size = _pair(img_size), _pair(patch_size)
+        self.grid_size = self._grid(*self.img_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, self.patch_size, stride=self.patch_size)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image of ``img_size``."""
+        return self.grid_size[0] * self.grid_size[1]
+
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches of images ``[B, in_chans, height, width]``."""
+        if images.dim() != 4 or images.shape[1] != self.proj.in_channels:
+            raise ArgumentError(f"x must be images [B, {self.proj.in_channels}, height, width], got {list(images.shape)}")
+        return self._grid(images.shape[2], images.shape[3])
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """Another size of images or patches, the latter with resized weights."""
+        before = (self.img_size, self.patch_size)
+        self.img_size = self.img_size if img_size is None else _pair(img_size)
+        self.patch_size = self.patch_size if patch_size is None else _pair(patch_size)
+        try:
+            self.grid_size = self._grid(*self.img_size)
+        except ArgumentError:
+            self.img_size, self.patch_size = before
+            raise
+        self.proj.weight = nn.Parameter(
+            resize_patch_weights(self.proj.weight, self.patch_size), requires_grad=self.proj.weight.requires_grad
+        )
+        self.proj.kernel_size = self.proj.stride = self.patch_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, in_chans, height, width]`` to ``[B, patches, embed_dim]``."""
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        rows, columns = self.patch_size
+        if height % rows or width % columns or height < rows or width < columns:
+            raise ArgumentError(
+                f"patch_size must divide the size of the image, got patches of {rows} x {columns} and images of "
+                f"{height} x {width} pixels"
+            )
+        return height // rows, width // columns
+
+
+class _Renaming(NamedTuple):
+    theirs: str
+    ours: str
+
+
+_TIMM = (
+    _Renaming(".attn.qkv.weight", ".attn.in_proj_weight"),
+    _Renaming(".attn.qkv.bias", ".attn.in_proj_bias"),
+    _Renaming(".attn.proj.", ".attn.out_proj."),
+    _Renaming(".mlp.fc1.", ".mlp.inner."),
+    _Renaming(".mlp.fc2.", ".mlp.outer."),
+    _Renaming(".ls1.gamma", ".scale1"),
+    _Renaming(".ls2.gamma", ".scale2"),
+)
+
+
+def from_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of timm's ``VisionTransformer`` under the names of :class:`VisionTransformer` with softmax attention.
+
+    Args:
+        state_dict: ``timm_model.state_dict()``.
+    """
+    renamed = {}
+    for name, value in state_dict.items():
+        for theirs, ours in _TIMM:
+            name = name.replace(theirs, ours)
+        renamed[name] = value
+    return renamed
+
+
+def _make_attention(
+    name: str, width: int, heads: int, shared: dict[str, Any], options: dict[str, Any]
+) -> Mechanism:
+    """A mechanism, with those of the shared arguments that it knows."""
+    name = ATTENTIONS.get(name, name)
+    known = inspect.signature(MECHANISMS.get(name)).parameters
+    shared = {key: value for key, value in shared.items() if key in known}
+    return make_mechanism(name, width, heads, None, edge_output=False, **{**shared, **options})
+
+
+def _check_pool(global_pool: str, class_token: bool) -> None:
+    if global_pool not in POOLINGS:
+        raise ArgumentError(f"global_pool must be one of {POOLINGS}, got {global_pool!r}")
+    if global_pool == "token" and not class_token:
+        raise ArgumentError("global_pool='token' needs class_token=True; use 'avg'")
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def _take(count: int, indices: int | Sequence[int] | None) -> list[int]:
+    """Numbers of blocks from timm's ways to name them."""
+    indices = count if indices is None else indices
+    wanted = range(count - indices, count) if isinstance(indices, int) else indices
+    taken = [count + n if n < 0 and not isinstance(indices, int) else n for n in wanted]
+    if not taken or not all(0 <= n < count for n in taken):
+        raise ArgumentError(f"indices must name some of {count} blocks, got {indices!r}")
+    return taken

@@ -1,0 +1,166 @@
+"""Features and encodings of tokens and edges to rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from graphattn.errors import ArgumentError
+
+__all__ = ["LaplacianEncoder", "NodeEncoder", "RowEncoder", "WalkEncoder"]
+
+
+class RowEncoder(nn.Module):
+    """Ids or features to rows; the embeddings of several id columns are added.
+
+    Args:
+        width: Channels of a row.
+        vocab: Number of ids, or one number for each of several columns; ``None``: ``channels`` says.
+        channels: Floating features; ``None``: ``vocab`` says.
+        name: Of the input, for error texts.
+        xavier: Initial embeddings by Glorot & Bengio (2010), as OGB's atom and bond encoders have them; else from the
+            standard normal distribution.
+    """
+
+    def __init__(
+        self, width: int, vocab: int | list[int] | None, channels: int | None, name: str, *, xavier: bool = False
+    ) -> None:
+        super().__init__()
+        self.name = name
+        sizes = [vocab] if isinstance(vocab, int) else vocab
+        tables = [nn.Embedding(size, width) for size in sizes or ()]
+        if xavier:
+            for table in tables:
+                nn.init.xavier_uniform_(table.weight)
+        self.tables = None if sizes is None else nn.ModuleList(tables)
+        self.linear = None if channels is None else nn.Linear(channels, width)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """``[N]``, ``[N, columns]`` or ``[N, channels]`` to ``[N, width]``."""
+        if self.linear is not None:
+            if not rows.is_floating_point() or rows.shape[-1] != self.linear.in_features:
+                raise ArgumentError(
+                    f"{self.name} must be floating [N, {self.linear.in_features}], got {rows.dtype} {list(rows.shape)}"
+                )
+            return self.linear(rows)
+        assert self.tables is not None
+        if rows.is_floating_point():
+            raise ArgumentError(
+                f"{self.name} must hold integer ids for a model made with a vocabulary, got {rows.dtype}"
+            )
+        columns = rows.unsqueeze(-1) if rows.dim() == 1 else rows
+        if columns.shape[1] != len(self.tables):
+            raise ArgumentError(f"{self.name} must have {len(self.tables)} id columns, got {columns.shape[1]}")
+        total = self.tables[0](columns[:, 0])
+        for n in range(1, len(self.tables)):
+            total = total + self.tables[n](columns[:, n])
+        return total
+
+
+class WalkEncoder(nn.Module):
+    """Return probabilities of random walks to rows: batch norm, then a linear map (RWSE with the encoder of GPS, arXiv
+    2205.12454).
+
+    Args:
+        steps: Columns of the encoding (:func:`graphattn.encoding.random_walk_pe`).
+        width: Channels of a row.
+    """
+
+    def __init__(self, steps: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(steps)
+        self.linear = nn.Linear(steps, width)
+
+    def forward(self, walk: Tensor) -> Tensor:
+        """``[N, steps]`` to ``[N, width]``."""
+        return self.linear(self.norm(walk.to(self.linear.weight.dtype)))
+
+
+class LaplacianEncoder(nn.Module):
+    """Laplacian eigenvectors to rows that do not depend on their signs.
+
+    .. math:: y_n = \\rho\\Big(\\sum_j \\phi(v_{nj}, \\lambda_j) + \\phi(-v_{nj}, \\lambda_j)\\Big)
+
+    (SignNet, Lim et al., arXiv 2202.13013, eq. 4, with a sum over eigenvectors in place of their concatenation, and
+    networks of each node alone.)
+
+    Args:
+        width: Channels of a row.
+        hidden: Channels between.
+    """
+
+    def __init__(self, width: int, hidden: int | None = None) -> None:
+        super().__init__()
+        hidden = 2 * width if hidden is None else hidden
+        self.each = nn.Sequential(nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        self.together = nn.Linear(hidden, width)
+
+    def forward(self, pe: Tensor, eigenvalues: Tensor | None = None) -> Tensor:
+        """``[N, k]`` eigenvectors (and the eigenvalue of each, ``[N, k]``; default 0) to ``[N, width]``."""
+        pe = pe.to(self.together.weight.dtype)
+        values = torch.zeros_like(pe) if eigenvalues is None else eigenvalues.to(pe.dtype)
+        both = torch.stack([torch.stack([pe, -pe]), values.expand(2, *pe.shape)], dim=-1)  # [2, N, k, 2]
+        return self.together(self.each(both).sum(dim=(0, 2)))
+
+
+class NodeEncoder(nn.Module):
+    """Features of nodes beside their encodings, each embedded to channels of its own (as in GPS, arXiv 2205.12454).
+
+    Args:
+        width: Channels of a row; what the encodings leave is for the features.
+        vocab: See :class:`RowEncoder`.
+        channels: See :class:`RowEncoder`.
+        rwse_dim: Columns of the random walk encoding; ``None``: none.
+        rwse_width: Channels it is embedded to.
+        pe_dim: Columns of the Laplacian encoding; ``None``: none.
+        pe_width: Channels it is embedded to.
+        pe_encoder: ``"linear"`` or ``"sign_invariant"`` (:class:`LaplacianEncoder`).
+
+    Raises:
+        ArgumentError: If no channels are left, or there is no such encoder.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        vocab: int | list[int] | None,
+        channels: int | None,
+        *,
+        rwse_dim: int | None = None,
+        rwse_width: int = 16,
+        pe_dim: int | None = None,
+        pe_width: int = 16,
+        pe_encoder: str = "linear",
+    ) -> None:
+        super().__init__()
+        if pe_encoder not in ("linear", "sign_invariant"):
+            raise ArgumentError(f"pe_encoder must be 'linear' or 'sign_invariant', got {pe_encoder!r}")
+        features = width - (rwse_width if rwse_dim else 0) - (pe_width if pe_dim else 0)
+        if features < 1:
+            raise ArgumentError(f"width must exceed the widths of the encodings, got {width}, which leaves {features}")
+        self.rwse_dim, self.pe_dim = rwse_dim, pe_dim
+        self.features = RowEncoder(features, vocab, channels, "x", xavier=True)
+        self.rwse = WalkEncoder(rwse_dim, rwse_width) if rwse_dim else None
+        self.pe: nn.Module | None = None
+        if pe_dim:
+            self.pe = nn.Linear(pe_dim, pe_width) if pe_encoder == "linear" else LaplacianEncoder(pe_width)
+
+    def forward(
+        self, x: Tensor, rwse: Tensor | None = None, pe: Tensor | None = None, eigenvalues: Tensor | None = None
+    ) -> Tensor:
+        """``[N, width]`` rows."""
+        parts = [self.features(x)]
+        if self.rwse is not None:
+            parts.append(self.rwse(self._encoding("rwse", rwse, x.shape[0], self.rwse_dim)))
+        if self.pe is not None:
+            pe = self._encoding("pe", pe, x.shape[0], self.pe_dim).to(parts[0].dtype)
+            parts.append(self.pe(pe) if isinstance(self.pe, nn.Linear) else self.pe(pe, eigenvalues))
+        return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+
+    @staticmethod
+    def _encoding(name: str, value: Tensor | None, rows: int, columns: int | None) -> Tensor:
+        if value is None:
+            raise ArgumentError(f"{name} is needed by this model and was not given")
+        if value.shape != (rows, columns):
+            raise ArgumentError(f"{name} must be [{rows}, {columns}], a row for each node, got {list(value.shape)}")
+        return value
