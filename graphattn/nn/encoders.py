@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from graphattn.errors import ArgumentError
+from graphattn.nn.norm import BatchNorm
 
 __all__ = ["LaplacianEncoder", "NodeEncoder", "RowEncoder", "WalkEncoder"]
 
@@ -68,7 +69,7 @@ class WalkEncoder(nn.Module):
 
     def __init__(self, steps: int, width: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(steps)
+        self.norm = BatchNorm(steps)
         self.linear = nn.Linear(steps, width)
 
     def forward(self, walk: Tensor) -> Tensor:

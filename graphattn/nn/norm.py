@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from graphattn.errors import ArgumentError
 
-__all__ = ["make_norm"]
+__all__ = ["BatchNorm", "make_norm"]
 
-_NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
+
+class BatchNorm(nn.BatchNorm1d):
+    """:class:`torch.nn.BatchNorm1d` with an error that says what to do about a mini-batch of one row.
+
+    Raises:
+        ArgumentError: In training, for a single row: its variance is not defined.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[N, width]``."""
+        if self.training and input.shape[0] == 1:
+            raise ArgumentError(
+                "a batch norm in training needs more than one row, got a mini-batch with one token (the last one of an "
+                "epoch, maybe); use drop_last: true in the data, another batch_size, or norm: layer"
+            )
+        return super().forward(input)
+
+
+_NORMS: dict[str, type[nn.Module]] = {"batch": BatchNorm, "layer": nn.LayerNorm, "none": nn.Identity}
 
 
 def make_norm(name: str, width: int) -> nn.Module:

@@ -77,6 +77,13 @@ def test_norms() -> None:
         make_norm("instance", 4)
 
 
+def test_batch_norm_of_one_row_says_what_to_do() -> None:
+    norm = make_norm("batch", 3)
+    with pytest.raises(ArgumentError, match="more than one row, got a mini-batch with one token .* drop_last: true"):
+        norm(torch.randn(1, 3))
+    assert norm.eval()(torch.randn(1, 3)).shape == (1, 3)
+
+
 def test_readout_halves_the_width() -> None:
     readout = Readout(80, 6)
     sizes = [(layer.in_features, layer.out_features) for layer in [*readout.hidden, readout.out]]
