@@ -22,7 +22,7 @@ class Seen(NamedTuple):
         k: ``[..., S, H, D]``.
         weights: ``[..., E, H]`` of one hop, before dropout and discount, in the graph's edge order; ``None`` where
             attention has no weights of edges.
-        sources: ``[..., S, H]``: how much each source is read by every target, where all read the same.
+        sources: ``[..., S, H]``: the score of each source, for an attention of rank one.
     """
 
     graph: TokenGraph

@@ -13,11 +13,12 @@ from graphattn._inputs import autocast, check_clamp, check_edge_tensor, check_gr
 from graphattn._watch import Seen, tell, watching
 from graphattn.backends import Call, Result, choose, choose_steps, named
 from graphattn.backends.base import EdgeBias
+from graphattn.backends.pairs import pair_operator, why_listed
 from graphattn.backends.steps import drop, edge_scores, why_unfused
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
 from graphattn.normalize import Normalizer, Softmax, resolve_normalizer
-from graphattn.propagate import EdgeOperator, OneHop, Propagator, resolve_propagator
+from graphattn.propagate import AttentionOperator, EdgeOperator, OneHop, Propagator, resolve_propagator
 from graphattn.score import Score, resolve_score
 from graphattn_kernels import segment_softmax
 from graphattn_kernels._random import check_dropout
@@ -130,6 +131,15 @@ def attend(
         tell(Seen(graph, q, k, seen))
 
     weights = None
+    operator: AttentionOperator
+    needs = {
+        "edge_bias": edge_bias is not None,
+        "edge_gate": edge_gate is not None,
+        "dropout_p": dropout_p > 0.0,
+        "need_weights": need_weights,
+        "need_lse": need_lse,
+        "need_product": need_product,
+    }
     if why_unfused(graph, score, rule, mover, need_weights) is None:
         assert q is not None and k is not None and not isinstance(score, Tensor)
         call = Call(
@@ -137,6 +147,11 @@ def attend(
             *(dropout_p, dropout_seed, need_lse, need_product),
         )
         result = (choose(call)[0] if backend == "auto" else named(backend, call)).run(call)
+    elif backend == "auto" and why_listed(graph, score, rule, **needs) is None:
+        assert q is not None and k is not None and isinstance(score, Score)
+        dtype = _dtype(mover, values)
+        operator = pair_operator(graph, fold, q, k, score, rule, scale=scale, clamp=clamp, dtype=dtype)
+        result = Result(fold.untokens(_move(mover, operator, fold, values), graph.num_targets))
     else:
         choose_steps(backend, values.device)  # says so where a backend was named that has none
         scores, product = edge_scores(
@@ -154,7 +169,8 @@ def attend(
         else:
             weights = rule(graph, scores, backend)
         kept = drop(weights, dropout_p, dropout_seed)
-        out = _move(mover, graph, fold, kept, values, backend)
+        operator = EdgeOperator(graph, kept.to(_dtype(mover, values)), backend, fold.per_head)
+        out = _move(mover, operator, fold, values)
         result = Result(
             fold.untokens(out, graph.num_targets),
             fold.untokens(lse.unsqueeze(-1), graph.num_targets).squeeze(-1) if need_lse and lse is not None else None,
@@ -244,8 +260,9 @@ def propagate(
     fold = Fold(graph, tuple(v.shape[:-3]), v.shape[-2])
     folded = fold.edges("weights", weights, graph.num_edges)
     assert folded is not None
-    out = _move(resolve_propagator(propagator), graph, fold, folded, v, backend)
-    return fold.untokens(out, graph.num_targets)
+    mover = resolve_propagator(propagator)
+    operator = EdgeOperator(graph, folded.to(_dtype(mover, v)), backend, fold.per_head)
+    return fold.untokens(_move(mover, operator, fold, v), graph.num_targets)
 
 
 def merge(parts: Sequence[AttentionOutput | tuple[Tensor, Tensor]]) -> AttentionOutput:
@@ -316,12 +333,14 @@ def _prepare(
     return q, k, v, chosen, edge_bias if callable(edge_bias) else rows, edge_gate
 
 
-def _move(mover: Propagator, graph: TokenGraph, fold: Fold, weights: Tensor, values: Tensor, backend: str) -> Tensor:
-    """Values ``[..., S, H, D]`` along weights ``[E, H']``, folded."""
-    # Many products one after another would add up the rounding of a half type.
-    dtype = values.dtype if isinstance(mover, OneHop) else accumulate_dtype(values.dtype)
-    operator = EdgeOperator(graph, weights.to(dtype), backend, fold.per_head)
-    return mover(operator, fold.tokens(values).to(dtype)).to(values.dtype)
+def _dtype(mover: Propagator, values: Tensor) -> torch.dtype:
+    """The dtype that a propagator works in: many products in turn would add up the rounding of a half type."""
+    return values.dtype if isinstance(mover, OneHop) else accumulate_dtype(values.dtype)
+
+
+def _move(mover: Propagator, operator: AttentionOperator, fold: Fold, values: Tensor) -> Tensor:
+    """Values ``[..., S, H, D]`` to ``[T', H', D]``, folded, in their dtype."""
+    return mover(operator, fold.tokens(values).to(_dtype(mover, values))).to(values.dtype)
 
 
 def _score_leading(graph: TokenGraph, score: Tensor) -> tuple[tuple[int, ...], int]:

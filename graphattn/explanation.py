@@ -10,6 +10,7 @@ from graphattn._fold import Fold
 from graphattn._inputs import check_inputs
 from graphattn.backends import BACKENDS, Call, choose, choose_steps, named
 from graphattn.backends.base import EdgeBias
+from graphattn.backends.pairs import why_listed
 from graphattn.backends.steps import why_unfused
 from graphattn.errors import BackendError
 from graphattn.graph import TokenGraph
@@ -118,6 +119,11 @@ def explain(
     if call is not None:
         why = f"one fused operation does it all, and {why}"
         return Explanation((BACKENDS[winner].operation,), why, winner, others)
+    needs = {"edge_bias": edge_bias is not None, "edge_gate": edge_gate is not None, "dropout_p": dropout_p > 0.0}
+    asked = {"need_weights": need_weights, "need_lse": need_lse, "need_product": need_product}
+    if backend == "auto" and why_listed(graph, chosen, rule, **needs, **asked) is None:
+        name = "pairs in blocks" if isinstance(mover, OneHop) else f"pairs in blocks -> {type(mover).__name__}"
+        return Explanation((name,), f"{unfused}; the graph is dense, and no edge of it is listed", winner, others)
     steps = [
         "sddmm" if isinstance(chosen, Score) and chosen.fused == "dot" else type(chosen).__name__,
         "segment_softmax" if isinstance(rule, Softmax) else type(rule).__name__,

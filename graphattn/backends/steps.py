@@ -72,8 +72,9 @@ def edge_scores(
         like, factor = q, score.default_scale(q.shape[-1])
         gate = fold.edges("edge_gate", edge_gate, graph.num_edges, channels=True)
         q, k = fold.tokens(q), fold.tokens(k)
-        if score.fused == "dot":
+        if score.of_product:
             scores, product = _dot(graph, q, k, gate, backend, need_product)
+            scores = score.from_product(scores)
         else:
             scores = _one_by_one(graph, fold, score, q, k, gate, backend)
     scores = scores.to(accumulate_dtype(like.dtype))

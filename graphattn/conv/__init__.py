@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from graphattn.conv.gps_conv import GPSConv as GPSConv
     from graphattn.conv.graph_transformer_conv import GraphTransformerConv as GraphTransformerConv
     from graphattn.conv.hgt_conv import HGTConv as HGTConv
+    from graphattn.conv.infsa_conv import InfSAConv as InfSAConv
     from graphattn.conv.transformer_conv import TransformerConv as TransformerConv
 
-__all__ = ["GATConv", "GATv2Conv", "GPSConv", "GraphTransformerConv", "HGTConv", "TransformerConv"]
+__all__ = ["GATConv", "GATv2Conv", "GPSConv", "GraphTransformerConv", "HGTConv", "InfSAConv", "TransformerConv"]
 
 _HOME = {
     "GATConv": "gat_conv",
@@ -26,6 +27,7 @@ _HOME = {
     "GPSConv": "gps_conv",
     "GraphTransformerConv": "graph_transformer_conv",
     "HGTConv": "hgt_conv",
+    "InfSAConv": "infsa_conv",
     "TransformerConv": "transformer_conv",
 }
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
@@ -28,6 +26,9 @@ class Members:
 
     def __init__(self, ptr: Tensor | None, tokens: int, copies: int, device: torch.device) -> None:
         self._ptr, self._tokens, self._copies, self._device = ptr, tokens, copies, device
+        # Plain attributes: torch.compile does not enter the lock of functools.cached_property (Python 3.11).
+        self._flat_ptr: Tensor | None = None
+        self._member: Tensor | None = None
 
     @classmethod
     def of_targets(cls, graph: TokenGraph) -> Members:
@@ -44,21 +45,25 @@ class Members:
         """M: members of all copies together."""
         return self._copies * (1 if self._ptr is None else self._ptr.shape[0] - 1)
 
-    @cached_property
+    @property
     def ptr(self) -> Tensor:
         """int64 ``[M + 1]``: first token of each member, flat over the copies."""
-        if self._ptr is None:
-            return torch.arange(self._copies + 1, device=self._device) * self._tokens
-        copy = torch.arange(self._copies, device=self._device).unsqueeze(1) * self._tokens
-        last = copy.new_full((1,), self._copies * self._tokens)
-        return torch.cat([(self._ptr[:-1].long() + copy).flatten(), last])
+        if self._flat_ptr is None:
+            first = torch.arange(self._copies + 1, device=self._device) * self._tokens
+            if self._ptr is not None:
+                inside = self._ptr[:-1].long() + first[:-1].unsqueeze(1)
+                first = torch.cat([inside.flatten(), first[-1:]])
+            self._flat_ptr = first
+        return self._flat_ptr
 
-    @cached_property
+    @property
     def member(self) -> Tensor:
         """int64 ``[N]``: the member of each token."""
-        return batch_vector(self.ptr, self._copies * self._tokens, self._device)
+        if self._member is None:
+            self._member = batch_vector(self.ptr, self._copies * self._tokens, self._device)
+        return self._member
 
-    @cached_property
+    @property
     def _structure(self) -> Structure:
         # Each token is an edge to its member: sums over members then have the kernels' order and gradients.
         every = torch.arange(self.member.shape[0] + 1, device=self._device)

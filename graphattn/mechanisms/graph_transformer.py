@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from graphattn.attention import AttentionOutput, attend
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
 from graphattn.mechanisms.base import Mechanism, check_rows, drop_seed, head_width
+from graphattn.propagate import PROPAGATORS
 
 __all__ = ["GraphTransformerAttention"]
 
@@ -33,6 +36,9 @@ class GraphTransformerAttention(Mechanism):
         edge_output: Return new edge rows, where there are edge rows (published: yes).
         dropout: On the concatenated heads before the output projection.
         attention_dropout: On the attention weights (published: none).
+        propagator: How values move along the weights (published: ``"one_hop"``), a name of
+            :data:`graphattn.propagate.PROPAGATORS`: ``"pagerank"``, say.
+        propagator_options: Arguments of the propagator, ``{"alpha": 0.1}`` say.
         backend: See :func:`graphattn.attend`.
     """
 
@@ -47,6 +53,8 @@ class GraphTransformerAttention(Mechanism):
         edge_output: bool = True,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        propagator: str = "one_hop",
+        propagator_options: dict[str, Any] | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -54,6 +62,7 @@ class GraphTransformerAttention(Mechanism):
             raise ArgumentError(f"edge_width must equal width, {width}, or be None, got {edge_width}")
         self.width, self.heads, self.head_width = width, heads, head_width(width, heads)
         self.clamp, self.attention_dropout, self.backend = clamp, attention_dropout, backend
+        self.propagator = PROPAGATORS.get(propagator)(**(propagator_options or {}))
         self.query = nn.Linear(width, width, bias=bias)
         self.key = nn.Linear(width, width, bias=bias)
         self.value = nn.Linear(width, width, bias=bias)
@@ -68,7 +77,8 @@ class GraphTransformerAttention(Mechanism):
         check_rows(x, graph, self.width)
         q, k, v = (self._heads(project(x)) for project in (self.query, self.key, self.value))
         p, seed = drop_seed(self, self.attention_dropout, x)
-        options = {"clamp": self.clamp, "dropout_p": p, "dropout_seed": seed, "backend": self.backend}
+        options: dict[str, Any] = {"clamp": self.clamp, "dropout_p": p, "dropout_seed": seed, "backend": self.backend}
+        options["propagator"] = self.propagator
         if self.edge is None:
             if edge is not None:
                 raise ArgumentError("edge rows were given to a mechanism made with edge_width=None")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from graphattn._fold import Fold
 from graphattn._inputs import autocast, check_inputs
-from graphattn.attention import AttentionOutput, attend
+from graphattn._watch import Seen, tell, watching
+from graphattn.attention import AttentionOutput, attend, edge_weights
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
 from graphattn.graph.members import Members
@@ -17,7 +15,7 @@ from graphattn.mechanisms._infinite import InfiniteAttention
 from graphattn.mechanisms.base import check_rows, drop_seed
 from graphattn.normalize import Frobenius
 from graphattn.propagate import Katz, Neumann, OneHop, Propagator
-from graphattn.propagate.relu import ReluOperator, is_dense, relu_hop
+from graphattn.propagate.relu import is_dense, relu_hop
 from graphattn_kernels._segment import accumulate_dtype
 
 __all__ = ["InfSA", "infsa"]
@@ -77,46 +75,43 @@ def infsa(
     Raises:
         ArgumentError: If shapes or values do not fit.
     """
-    factor = gamma if isinstance(gamma, Tensor) else torch.tensor(gamma, device=v.device)
+    dtype = accumulate_dtype(v.dtype)
+    factor = gamma if isinstance(gamma, Tensor) else torch.tensor(gamma, dtype=dtype, device=v.device)
     if factor.dim() > 1:
         raise ArgumentError(f"gamma must be a number or a tensor [H], got {list(factor.shape)}")
-    mover = _mover(hops, gamma)
-    options: dict[str, Any] = {"edge_bias": edge_bias, "dropout_p": dropout_p, "dropout_seed": dropout_seed}
-    options |= {"need_weights": need_weights, "backend": backend}
-    q, k, v = autocast(q, k, v)  # type: ignore[assignment]
-    if hops is not None:
-        found = _walk(graph, q, k, v, mover, eps, options)
-    else:  # a system is solved in the dtype of accumulation
-        exact = [x.to(accumulate_dtype(x.dtype)) for x in (q, k, v)]
-        options["edge_bias"] = None if edge_bias is None else edge_bias.to(exact[0].dtype)
-        with torch.autocast(v.device.type, enabled=False):
-            found = _walk(graph, *exact, mover, eps, options)
-    out, weights = found.out.to(v.dtype), found.weights
+    mover, scale = _mover(hops, gamma), 1.0 / max(1, q.shape[-1])
+    simple = edge_bias is None and dropout_p == 0.0 and not need_weights and backend == "auto"
+    weights = None
+    q, k, v, edge_bias = autocast(q, k, v, edge_bias)  # type: ignore[assignment]
+    if simple and hops == 1 and is_dense(graph):  # in the layout of the caller: nothing is folded
+        check_inputs(graph, q, k, v, "relu_dot")
+        if watching():  # beside the call, which takes its usual way
+            with torch.no_grad():
+                seen = edge_weights(graph, q, k, score="relu_dot", normalizer=Frobenius(eps), scale=scale)
+            tell(Seen(graph, q, k, seen))
+        out, _ = relu_hop(graph, q, k, v, scale=scale, eps=eps)
+    else:
+        with torch.autocast(v.device.type, enabled=False):  # hops add up in the dtype that attend chooses
+            found = attend(
+                *(graph, q, k, v),
+                score="relu_dot" if edge_bias is None else "dot",
+                normalizer=Frobenius(eps) if edge_bias is None else _Rectified(eps),
+                propagator=mover,
+                edge_bias=edge_bias,
+                scale=scale,
+                dropout_p=dropout_p,
+                dropout_seed=dropout_seed,
+                need_weights=need_weights,
+                backend=backend,
+            )
+        out, weights = (found.out, found.weights) if isinstance(found, AttentionOutput) else (found, None)
     if hops == 1:
-        out = out * factor.to(v.dtype).unsqueeze(-1)
+        out = out * factor.to(out.dtype).unsqueeze(-1)
     if weights is None:
         return out
     if graph.leading_axes.endswith("h") and factor.dim() == 1:  # each edge is of one head
-        factor = factor[graph.edge_index[1] // graph.num_targets % v.shape[-2]].unsqueeze(-1)
-    return AttentionOutput(out, (weights * factor).to(v.dtype))
-
-
-def _walk(
-    graph: TokenGraph, q: Tensor, k: Tensor, v: Tensor, mover: Propagator, eps: float, options: dict[str, Any]
-) -> AttentionOutput:
-    """The walks of ``mover``, and the weights of a hop without its discount where they are asked for."""
-    scale = 1.0 / max(1, q.shape[-1])
-    simple = options["edge_bias"] is None and options["dropout_p"] == 0.0 and not options["need_weights"]
-    if simple and options["backend"] == "auto" and is_dense(graph):
-        check_inputs(graph, q, k, v, "relu_dot")
-        if isinstance(mover, OneHop):
-            return AttentionOutput(relu_hop(graph, q, k, v, scale=scale, eps=eps)[0])
-        fold = Fold(graph, tuple(v.shape[:-3]), v.shape[-2])
-        q, k, v = fold.tokens(q), fold.tokens(k), fold.tokens(v)
-        operator = ReluOperator(graph, q, k, scale=scale, eps=eps, per_head=fold.per_head)
-        return AttentionOutput(fold.untokens(mover(operator, v), graph.num_targets))
-    found = attend(graph, q, k, v, normalizer=_Rectified(eps), propagator=mover, scale=scale, **options)
-    return found if isinstance(found, AttentionOutput) else AttentionOutput(found)
+        factor = factor.expand(v.shape[-2])[graph.edge_index[1] // graph.num_targets % v.shape[-2]].unsqueeze(-1)
+    return AttentionOutput(out, weights * factor.to(weights.dtype))
 
 
 def _mover(hops: int | None, gamma: float | Tensor) -> Propagator:
@@ -128,7 +123,7 @@ def _mover(hops: int | None, gamma: float | Tensor) -> Propagator:
 
 
 class _Rectified(Frobenius):
-    """The maximum with 0 first. As a part of the score, it would take a row of D channels for each edge."""
+    """The maximum with 0 first: of a score with its bias, where that of ``"relu_dot"`` is of the product alone."""
 
     def forward(self, graph: TokenGraph, scores: Tensor, backend: str = "auto") -> Tensor:
         """See :meth:`Normalizer.forward`."""

@@ -39,6 +39,8 @@ class GPS(nn.Module):
         edge_channels: Edge features, for a floating ``edge_attr``.
         rwse_dim: Columns of the random walk encoding ``rwse``; ``None``: none.
         rwse_width: Channels it is embedded to.
+        rwse_norm: ``"none"``, or ``"batch"`` as published, which small sets do not bear
+            (:class:`graphattn.nn.WalkEncoder`).
         pe_dim: Columns of the Laplacian encoding ``pe``; ``None``: none.
         pe_width: Channels it is embedded to.
         pe_encoder: ``"linear"`` (flip signs while training, :class:`graphattn.encoding.SignFlip`), or
@@ -77,6 +79,7 @@ class GPS(nn.Module):
         edge_channels: int | None = None,
         rwse_dim: int | None = None,
         rwse_width: int = 16,
+        rwse_norm: str = "none",
         pe_dim: int | None = None,
         pe_width: int = 16,
         pe_encoder: str = "linear",
@@ -116,6 +119,7 @@ class GPS(nn.Module):
             in_channels,
             rwse_dim=rwse_dim,
             rwse_width=rwse_width,
+            rwse_norm=rwse_norm,
             pe_dim=pe_dim,
             pe_width=pe_width,
             pe_encoder=pe_encoder,
@@ -210,7 +214,7 @@ def gps_molhiv(**options: Any) -> GPS:
     random walks, mean readout. With the 4 chiralities of that time it has 558,497 parameters; the published 558,625
     count the edge norm of the last layer, which nothing reads."""
     defaults: dict[str, Any] = {"in_vocab": ATOMS, "edge_vocab": BONDS, "rwse_dim": 16, "readout": "mean"}
-    defaults |= {"dropout": 0.05, "attention_dropout": 0.5}
+    defaults |= {"dropout": 0.05, "attention_dropout": 0.5, "rwse_norm": "batch"}
     return GPS(1, **{**defaults, **options})
 
 
@@ -218,5 +222,5 @@ def gps_zinc(**options: Any) -> GPS:
     """The published ZINC network: 10 layers, width 64, 4 heads, GINE beside full attention, 20 steps of random walks
     embedded to 28 channels; 423,717 parameters."""
     defaults: dict[str, Any] = {"in_vocab": 28, "edge_vocab": 4, "local": "gine", "rwse_dim": 20, "rwse_width": 28}
-    defaults |= {"attention_dropout": 0.5, "readout": "sum"}
+    defaults |= {"attention_dropout": 0.5, "readout": "sum", "rwse_norm": "batch"}
     return GPS(1, **{**defaults, **options})

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
 from graphattn.graph.convert import as_token_graph
-from graphattn.mechanisms import MECHANISMS
 from graphattn.models.inputs import needed
+from graphattn.models.parts import make_mechanism
 from graphattn.nn import POOLS, Block, Readout, RowEncoder, pool
 
 __all__ = [
@@ -44,8 +44,11 @@ class GraphTransformer(nn.Module):
         residual: Residual connections.
         dropout: In blocks (published: 0).
         input_dropout: On the embedded input (published: 0).
+        attention_dropout: On the weights, for mechanisms that take it.
+        clamp: Bound on the score, for mechanisms that take it.
         mechanism: Name of the mechanism in each block.
-        **options: Further arguments of the mechanism (``clamp``, ``attention_dropout``, ``backend``, ...).
+        mechanism_options: Further arguments of the mechanism.
+        backend: See :func:`graphattn.attend`.
 
     Raises:
         ArgumentError: If the arguments contradict each other.
@@ -73,6 +76,7 @@ class GraphTransformer(nn.Module):
         attention_dropout: float = 0.0,
         clamp: float | None = 5.0,
         mechanism: str = "graph_transformer",
+        mechanism_options: dict[str, Any] | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -92,16 +96,16 @@ class GraphTransformer(nn.Module):
         self.embed_pe = nn.Linear(pe_dim, width) if pe_dim else None
         self.embed_wl = nn.Embedding(wl_vocab, width) if wl_vocab else None
         self.input_dropout = nn.Dropout(input_dropout)
-        make = MECHANISMS.get(mechanism)
-        options: dict[str, Any] = {
+        shared: dict[str, Any] = {
             "clamp": clamp,
             "dropout": dropout,
             "attention_dropout": attention_dropout,
             "backend": backend,
         }
+        options: dict[str, Any] = {"edge_output": True, "shared": shared, **(mechanism_options or {})}
         self.blocks = nn.ModuleList(
             Block(
-                make(width, heads, width if edges else None, **options),
+                make_mechanism(mechanism, width, heads, width if edges else None, **options),
                 width,
                 edges=edges,
                 norm=norm,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,9 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph, patterns
-from graphattn.mechanisms import MECHANISMS, Mechanism
 from graphattn.models.parts import make_mechanism
-from graphattn.models.patches import GraphRule, patch_graph, resize_patch_weights, resize_positions
+from graphattn.models.patches import GraphRule, PatchEmbed, patch_graph, resize_positions, sincos_positions
 from graphattn.nn import PreNormBlock
 
 __all__ = ["ATTENTIONS", "POOLINGS", "VisionTransformer", "from_timm"]
@@ -42,7 +40,7 @@ class VisionTransformer(nn.Module):
         depth: Blocks.
         num_heads: Attention heads.
         mlp_ratio: Hidden channels of the feed-forward networks as a multiple of ``embed_dim``.
-        qkv_bias: Give the projections of the mechanism a bias.
+        qkv_bias: Give all projections of the mechanism a bias, where it takes ``bias``.
         attention: ``"softmax"`` or any name of :func:`graphattn.list_mechanisms`.
         attention_options: Further arguments of the mechanism.
         graph: Who reads whom: ``"complete"``, ``"grid"``, ``"neighbourhood"``, ``"window"``, ``"strided"``,
@@ -53,7 +51,8 @@ class VisionTransformer(nn.Module):
         class_token: A token for the class, before all others.
         reg_tokens: Registers (arXiv 2309.16588), after the class token.
         no_embed_class: No positions for prefix tokens.
-        pos_embed: ``"learn"`` or ``"none"``.
+        pos_embed: Positions, added to patches: ``"learn"`` (drawn small, as timm's), ``"sincos"`` (learned, from sines
+            and cosines of row and column, which small data sets need; arXiv 2205.01580 keeps them fixed), ``"none"``.
         fc_norm: The last norm after pooling instead of before; ``None``: for ``"avg"`` and ``"max"``.
         dynamic_img_size: Take images of any size that the patches divide; positions are interpolated.
         drop_rate: Dropout before the classifier.
@@ -64,6 +63,8 @@ class VisionTransformer(nn.Module):
         mixer_projection: A further linear map after each mechanism
             (:func:`graphattn.models.infvit.infvit_4`).
         representation_size: A hidden layer with tanh before the classifier, as in the ViT paper; ``None``: none.
+        weight_init: ``""``: deviation 0.02, timm's default. ``"jax"``: that of the ViT paper, Xavier-uniform
+            feed-forward networks and a classifier of zeros.
 
     Raises:
         ArgumentError: If the arguments contradict each other.
@@ -100,11 +101,12 @@ class VisionTransformer(nn.Module):
         drop_path_rate: float = 0.0,
         mixer_projection: bool = False,
         representation_size: int | None = None,
+        weight_init: str = "",
     ) -> None:
         super().__init__()
         _check_pool(global_pool, class_token)
-        if pos_embed not in ("learn", "none"):
-            raise ArgumentError(f"pos_embed must be 'learn' or 'none', got {pos_embed!r}")
+        if pos_embed not in ("learn", "sincos", "none"):
+            raise ArgumentError(f"pos_embed must be 'learn', 'sincos' or 'none', got {pos_embed!r}")
         self.num_classes, self.global_pool = num_classes, global_pool
         self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
         self.num_prefix_tokens = int(class_token) + reg_tokens
@@ -115,12 +117,14 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, reg_tokens, embed_dim)) if reg_tokens else None
         positions = self._positioned_prefix + self.patch_embed.num_patches
-        self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dim)) if pos_embed == "learn" else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dim)) if pos_embed != "none" else None
         self.pos_drop = nn.Dropout(pos_drop_rate)
-        options = {"dropout": proj_drop_rate, "attention_dropout": attn_drop_rate, "bias": qkv_bias}
+        shared = {"dropout": proj_drop_rate, "attention_dropout": attn_drop_rate, "bias": qkv_bias}
+        options = {"edge_output": False, "shared": shared, **(attention_options or {})}
+        mechanism = ATTENTIONS.get(attention, attention)
         self.blocks = nn.ModuleList(
             PreNormBlock(
-                _make_attention(attention, embed_dim, num_heads, options, attention_options or {}),
+                make_mechanism(mechanism, embed_dim, num_heads, None, **options),
                 embed_dim,
                 mlp_ratio=mlp_ratio,
                 dropout=proj_drop_rate,
@@ -145,7 +149,7 @@ class VisionTransformer(nn.Module):
         ]
         self._graphs: dict[tuple[int, int], TokenGraph] = {}
         self.token_graph(*self.patch_embed.grid_size)  # says now what is wrong with it
-        self._draw()
+        self._draw(weight_init, pos_embed)
 
     # --- the network --------------------------------------------------------------------------------------
 
@@ -352,85 +356,35 @@ class VisionTransformer(nn.Module):
             graph = graph & patterns.causal(rows.shape[1], device=rows.device)
         return self.pos_drop(rows), graph
 
-    def _draw(self) -> None:
-        """Initial values as timm's; a mechanism and the convolution of the patches keep their own."""
-        for part in (self.pos_embed, self.head.weight if isinstance(self.head, nn.Linear) else None):
-            if part is not None:
-                nn.init.trunc_normal_(part, std=0.02)
+    def _draw(self, how: str, positions: str) -> None:
+        """Initial values as timm's; a mechanism keeps its own."""
+        if how not in ("", "jax"):
+            raise ArgumentError(f"weight_init must be '' or 'jax', got {how!r}")
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.pos_embed is not None and positions == "sincos":
+            waves = sincos_positions(*self.patch_embed.grid_size, self.embed_dim)
+            self.pos_embed.data[:, self._positioned_prefix :] = waves
         for token in (self.cls_token, self.reg_token):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)
-        linears = [m for m in self.pre_logits.modules() if isinstance(m, nn.Linear)]
+        parts: list[nn.Module] = [self.pre_logits, self.head]
         for block in self.blocks:
-            linears += [m for part in (block.mlp, block.mixer) for m in part.modules() if isinstance(m, nn.Linear)]
-        for linear in linears:
-            nn.init.trunc_normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
-        if isinstance(self.head, nn.Linear):
-            nn.init.zeros_(self.head.bias)
-
-
-class PatchEmbed(nn.Module):
-    """Each patch of an image as one row: a convolution whose stride is its size.
-
-    Args:
-        img_size: Pixels of a side, or ``(height, width)``.
-        patch_size: The same of a patch.
-        in_chans: Channels of an image.
-        embed_dim: Channels of a row.
-
-    Raises:
-        ArgumentError: If patches do not divide the image.
-    """
-
-    def __init__(
-        self, img_size: int | tuple[int, int], patch_size: int | tuple[int, int], in_chans: int, embed_dim: int
-    ) -> None:
-        super().__init__()
-        self.img_size, self.patch_size = _pair(img_size), _pair(patch_size)
-        self.grid_size = self._grid(*self.img_size)
-        self.proj = nn.Conv2d(in_chans, embed_dim, self.patch_size, stride=self.patch_size)
-
-    @property
-    def num_patches(self) -> int:
-        """Patches of an image of ``img_size``."""
-        return self.grid_size[0] * self.grid_size[1]
-
-    def grid_of(self, images: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches of images ``[B, in_chans, height, width]``."""
-        if images.dim() != 4 or images.shape[1] != self.proj.in_channels:
-            raise ArgumentError(f"x must be images [B, {self.proj.in_channels}, height, width], got {list(images.shape)}")
-        return self._grid(images.shape[2], images.shape[3])
-
-    def set_input_size(
-        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
-    ) -> None:
-        """Another size of images or patches, the latter with resized weights."""
-        before = (self.img_size, self.patch_size)
-        self.img_size = self.img_size if img_size is None else _pair(img_size)
-        self.patch_size = self.patch_size if patch_size is None else _pair(patch_size)
-        try:
-            self.grid_size = self._grid(*self.img_size)
-        except ArgumentError:
-            self.img_size, self.patch_size = before
-            raise
-        self.proj.weight = nn.Parameter(
-            resize_patch_weights(self.proj.weight, self.patch_size), requires_grad=self.proj.weight.requires_grad
-        )
-        self.proj.kernel_size = self.proj.stride = self.patch_size
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, in_chans, height, width]`` to ``[B, patches, embed_dim]``."""
-        return self.proj(x).flatten(2).transpose(1, 2)
-
-    def _grid(self, height: int, width: int) -> tuple[int, int]:
-        rows, columns = self.patch_size
-        if height % rows or width % columns or height < rows or width < columns:
-            raise ArgumentError(
-                f"patch_size must divide the size of the image, got patches of {rows} x {columns} and images of "
-                f"{height} x {width} pixels"
-            )
-        return height // rows, width // columns
+            assert isinstance(block, PreNormBlock)
+            parts += [block.mlp, block.mixer]
+        for linear in (module for part in parts for module in part.modules() if isinstance(module, nn.Linear)):
+            if how == "jax":
+                nn.init.xavier_uniform_(linear.weight)
+                nn.init.normal_(linear.bias, std=1e-6)
+            else:
+                nn.init.trunc_normal_(linear.weight, std=0.02)
+                nn.init.zeros_(linear.bias)
+        if how == "jax":
+            patches = self.patch_embed.proj
+            nn.init.trunc_normal_(patches.weight, std=patches.weight[0].numel() ** -0.5)
+            for parameter in (patches.bias, *self.head.parameters()):
+                if parameter is not None:
+                    nn.init.zeros_(parameter)
 
 
 class _Renaming(NamedTuple):
@@ -463,26 +417,11 @@ def from_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _make_attention(
-    name: str, width: int, heads: int, shared: dict[str, Any], options: dict[str, Any]
-) -> Mechanism:
-    """A mechanism, with those of the shared arguments that it knows."""
-    name = ATTENTIONS.get(name, name)
-    known = inspect.signature(MECHANISMS.get(name)).parameters
-    shared = {key: value for key, value in shared.items() if key in known}
-    return make_mechanism(name, width, heads, None, edge_output=False, **{**shared, **options})
-
-
 def _check_pool(global_pool: str, class_token: bool) -> None:
     if global_pool not in POOLINGS:
         raise ArgumentError(f"global_pool must be one of {POOLINGS}, got {global_pool!r}")
     if global_pool == "token" and not class_token:
         raise ArgumentError("global_pool='token' needs class_token=True; use 'avg'")
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
 
 
 def _take(count: int, indices: int | Sequence[int] | None) -> list[int]:

@@ -18,7 +18,14 @@ __all__ = ["ExphormerTokens", "make_local", "make_mechanism"]
 
 
 def make_mechanism(
-    name: str, width: int, heads: int, edge_width: int | None, *, edge_output: bool, **options: Any
+    name: str,
+    width: int,
+    heads: int,
+    edge_width: int | None,
+    *,
+    edge_output: bool,
+    shared: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Mechanism:
     """A mechanism by name.
 
@@ -28,6 +35,7 @@ def make_mechanism(
         heads: Attention heads.
         edge_width: Channels of an edge row; ``None``: no edge rows.
         edge_output: Whether somebody reads the new edge rows, for mechanisms that can leave them out.
+        shared: Arguments that the mechanism gets if it takes them, and else goes without.
         **options: Further arguments.
 
     Raises:
@@ -38,6 +46,7 @@ def make_mechanism(
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ArgumentError(f"options of mechanism {name!r} must be among {list(known)[3:]}, got {unknown}")
+    options = {**{key: value for key, value in (shared or {}).items() if key in known}, **options}
     if "edge_output" in known:
         options.setdefault("edge_output", edge_output)
     return make(width, heads, edge_width, **options)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph, patterns
 
-__all__ = ["PATCH_GRAPHS", "GraphRule", "patch_graph", "resize_patch_weights", "resize_positions"]
+__all__ = [
+    "PATCH_GRAPHS",
+    "GraphRule",
+    "PatchEmbed",
+    "patch_graph",
+    "resize_patch_weights",
+    "resize_positions",
+    "sincos_positions",
+]
 
 GraphRule: TypeAlias = str | TokenGraph | Callable[[int, int], TokenGraph]
 
@@ -53,7 +61,9 @@ def patch_graph(
     count = height * width
     if isinstance(rule, str):
         if rule not in PATCH_GRAPHS:
-            raise ArgumentError(f"graph must be one of {sorted(PATCH_GRAPHS)}, a function or a TokenGraph, got {rule!r}")
+            raise ArgumentError(
+                f"graph must be one of {sorted(PATCH_GRAPHS)}, a function or a TokenGraph, got {rule!r}"
+            )
         if rule == "complete" and not options:
             return patterns.complete(prefix + count)
         try:
@@ -72,6 +82,95 @@ def patch_graph(
         )
     shifted = TokenGraph.from_edge_index(graph.edge_index.long() + prefix, prefix + count, validate=False)
     return shifted | patterns.hubs(prefix + count, prefix, device=graph.device)
+
+
+def sincos_positions(height: int, width: int, channels: int) -> Tensor:
+    """Sines and cosines of row and column, a quarter of the channels each, of periods from 2 pi to 20,000 pi patches
+    (Beyer et al., "Better plain ViT baselines for ImageNet-1k", arXiv 2205.01580).
+
+    Args:
+        height: Rows of patches.
+        width: Columns of patches.
+        channels: A multiple of 4.
+
+    Returns:
+        ``[height * width, channels]``.
+
+    Raises:
+        ArgumentError: If 4 does not divide the channels.
+    """
+    if channels % 4:
+        raise ArgumentError(f"positions of sines and cosines need a multiple of 4 channels, got {channels}")
+    quarter = channels // 4
+    rate = 10_000.0 ** -(torch.arange(quarter) / max(quarter - 1, 1))
+    angles = [torch.arange(size).unsqueeze(1) * rate for size in (height, width)]
+    rows, columns = (torch.cat([angle.sin(), angle.cos()], dim=1) for angle in angles)
+    return torch.cat([rows.repeat_interleave(width, 0), columns.repeat(height, 1)], dim=1)
+
+
+class PatchEmbed(nn.Module):
+    """Each patch of an image as one row: a convolution whose stride is its size.
+
+    Args:
+        img_size: Pixels of a side, or ``(height, width)``.
+        patch_size: The same of a patch.
+        in_chans: Channels of an image.
+        embed_dim: Channels of a row.
+
+    Raises:
+        ArgumentError: If patches do not divide the image.
+    """
+
+    def __init__(
+        self, img_size: int | tuple[int, int], patch_size: int | tuple[int, int], in_chans: int, embed_dim: int
+    ) -> None:
+        super().__init__()
+        self.img_size, self.patch_size = _pair(img_size), _pair(patch_size)
+        self.grid_size = self._grid(*self.img_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, self.patch_size, stride=self.patch_size)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image of ``img_size``."""
+        return self.grid_size[0] * self.grid_size[1]
+
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches of images ``[B, in_chans, height, width]``."""
+        if images.dim() != 4 or images.shape[1] != self.proj.in_channels:
+            raise ArgumentError(
+                f"x must be images [B, {self.proj.in_channels}, height, width], got {list(images.shape)}"
+            )
+        return self._grid(images.shape[2], images.shape[3])
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """Another size of images or patches, the latter with resized weights."""
+        before = (self.img_size, self.patch_size)
+        self.img_size = self.img_size if img_size is None else _pair(img_size)
+        self.patch_size = self.patch_size if patch_size is None else _pair(patch_size)
+        try:
+            self.grid_size = self._grid(*self.img_size)
+        except ArgumentError:
+            self.img_size, self.patch_size = before
+            raise
+        self.proj.weight = nn.Parameter(
+            resize_patch_weights(self.proj.weight, self.patch_size), requires_grad=self.proj.weight.requires_grad
+        )
+        self.proj.kernel_size = self.proj.stride = self.patch_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, in_chans, height, width]`` to ``[B, patches, embed_dim]``."""
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        rows, columns = self.patch_size
+        if height % rows or width % columns or height < rows or width < columns:
+            raise ArgumentError(
+                f"patch_size must divide the size of the image, got patches of {rows} x {columns} and images of "
+                f"{height} x {width} pixels"
+            )
+        return height // rows, width // columns
 
 
 def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int = 0) -> Tensor:
@@ -112,3 +211,8 @@ def resize_patch_weights(weight: Tensor, new: tuple[int, int]) -> Tensor:
     resizing = F.interpolate(pixels, size=new, mode="bicubic", antialias=True).flatten(1)  # [old pixels, new pixels]
     kernels = weight.detach().flatten(2).double() @ torch.linalg.pinv(resizing.to(weight.device), rtol=1e-6).T
     return kernels.reshape(*weight.shape[:2], *new).to(weight.dtype)
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width

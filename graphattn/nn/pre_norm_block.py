@@ -49,9 +49,8 @@ class PreNormBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = FeedForward(width, mlp_ratio, dropout, activation="gelu")
         self.mlp_dropout = nn.Dropout(dropout)
-        scaled = init_values is not None
-        self.scale1 = nn.Parameter(torch.full((width,), init_values)) if scaled else None
-        self.scale2 = nn.Parameter(torch.full((width,), init_values)) if scaled else None
+        self.scale1 = None if init_values is None else nn.Parameter(torch.full((width,), init_values))
+        self.scale2 = None if init_values is None else nn.Parameter(torch.full((width,), init_values))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, graph: TokenGraph) -> Tensor:

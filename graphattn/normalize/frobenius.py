@@ -19,9 +19,9 @@ class Frobenius(Normalizer):
     """:math:`w_{eh} = s_{eh} / (\\lVert s_h \\rVert_F + \\varepsilon)`, the norm over all edges of the edge's member.
 
     Roffo et al., "Self-Attention And Beyond the Infinite" (2026), eq. 1, after a score that is not negative
-    (``"relu_dot"``). The weights of a member have a norm below 1, so their spectral radius is below 1 and every series
-    in them converges; rows need not sum to 1. Members of a batch and copies of a graph never share a norm. Where all
-    scores are 0, weights and gradients are 0.
+    (``"relu_dot"``). The weights of a member have a norm below 1, so (where no edge is there twice) their spectral
+    radius is below 1 and every series in them converges; rows need not sum to 1. Members of a batch and copies of a
+    graph never share a norm. Where all scores are 0, weights and gradients are 0.
 
     Args:
         eps: Added to the norm.

@@ -14,10 +14,11 @@ __all__ = ["Sum"]
 
 @NORMALIZERS.register("sum")
 class Sum(Normalizer):
-    """:math:`w_{eh} = s_{eh} / \\max\\big(\\sum_{e' \\to t} s_{e'h},\\, \\varphi\\big)`, for scores that are not negative.
+    """:math:`w_{eh} = s_{eh} / \\max\\big(\\sum_{e' \\to t} s_{e'h},\\, \\varphi\\big)`.
 
-    The normaliser of linear attention; with a floor as in Han et al., L2ViT (floor 100), weights of a target sum to 1
-    only where its scores sum to the floor or more. A target whose scores are all 0 gets weights 0 and finite gradients.
+    For scores that are not negative: the normaliser of linear attention. Weights of a target sum to 1 where its scores
+    sum to the floor or more (L2ViT takes a floor of 100), to less elsewhere. A target whose scores are all 0 gets
+    weights 0 and finite gradients.
 
     Args:
         floor: The least that scores are divided by.

@@ -7,6 +7,7 @@ from graphattn.propagate.neumann import Neumann
 from graphattn.propagate.one_hop import OneHop
 from graphattn.propagate.operator import AttentionOperator, EdgeOperator
 from graphattn.propagate.pagerank import PersonalizedPageRank
+from graphattn.propagate.pairs import PairOperator
 from graphattn.propagate.report import SolveReport
 from graphattn.propagate.resolvent import Katz, Resolvent
 
@@ -20,6 +21,7 @@ __all__ = [
     "Katz",
     "Neumann",
     "OneHop",
+    "PairOperator",
     "PersonalizedPageRank",
     "Propagator",
     "Resolvent",

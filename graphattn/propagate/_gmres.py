@@ -36,11 +36,11 @@ def gmres(
 
     Saad & Schultz, "GMRES" (SIAM J. Sci. Stat. Comput. 7, 1986), restarted. For :math:`M = I - \\gamma A`, a cycle of m
     steps reduces the residual at least as much as m terms of the Neumann series do, so it converges wherever
-    :math:`\\lVert (\\gamma A)^m \\rVert_2 < 1`. The only memory is ``restart + 3`` tensors of the size of ``b``. The
+    :math:`\\lVert (\\gamma A)^m \\rVert_2 < 1`. The only memory is ``restart + 5`` tensors of the size of ``b``. The
     host waits for the device once in each step.
 
     Args:
-        apply: The product with M.
+        apply: The product with M, a new tensor each time.
         b: ``[N, H, D]``.
         members: Which rows belong together.
         tolerance: On the relative residual, see :class:`Solution`.
@@ -48,10 +48,15 @@ def gmres(
         restart: Steps in a cycle.
     """
     tiny, eps = torch.finfo(b.dtype).tiny, torch.finfo(b.dtype).eps
-    norm_b = _norm(b, members)
+    room = torch.empty_like(b)  # the host would ask the system for fresh memory at every product otherwise
+
+    def dot(x: Tensor, y: Tensor) -> Tensor:
+        return members.sum(torch.mul(x, y, out=room))
+
+    norm_b = dot(b, b).sqrt()
     x, r, products = torch.zeros_like(b), b, 0
     while True:
-        beta, size = _norm(r, members), norm_b + _norm(x, members)
+        beta, size = dot(r, r).sqrt(), norm_b + dot(x, x).sqrt()
         residual = _largest(beta / size.clamp(min=tiny))
         if not tolerance < residual < float("inf") or products >= max_products:
             return Solution(x, products, residual)
@@ -64,9 +69,9 @@ def gmres(
             products += 1
             column = []
             for v in basis:  # modified Gram-Schmidt
-                column.append(members.sum(w * v))
-                w = w - members.spread(column[-1]) * v
-            rest = _norm(w, members)
+                column.append(dot(w, v))
+                w.addcmul_(members.spread(column[-1]), v, value=-1)
+            rest = dot(w, w).sqrt()
             rest = torch.where(rest > 8 * eps, rest, 0)  # a basis that is complete: what is left is rounding
             for n, (c, s) in enumerate(rotations):
                 column[n], column[n + 1] = c * column[n] + s * column[n + 1], c * column[n + 1] - s * column[n]
@@ -80,9 +85,9 @@ def gmres(
             right.append(last)
             if _largest(last.abs() / size.clamp(min=tiny)) <= tolerance:
                 break
-            basis.append(torch.where(members.spread(rest) > 0, w / members.spread(rest.clamp(min=tiny)), 0))
+            basis.append(w.mul_(members.spread(torch.where(rest > 0, 1 / rest.clamp(min=tiny), 0))))
         for n, y in enumerate(_back_substitute(columns, right)):
-            x = x + members.spread(y) * basis[n]
+            x.addcmul_(members.spread(y), basis[n])
         r = b - apply(x)
         products += 1
 
@@ -97,10 +102,6 @@ def _back_substitute(columns: list[list[Tensor]], right: list[Tensor]) -> list[T
         diagonal = columns[row][row]
         y[row] = torch.where(diagonal > 0, value / torch.where(diagonal > 0, diagonal, 1), 0)
     return y
-
-
-def _norm(x: Tensor, members: Members) -> Tensor:
-    return members.sum(x.square()).sqrt()
 
 
 def _largest(x: Tensor) -> float:

@@ -32,7 +32,7 @@ def check_converges(name: str, operator: AttentionOperator, gamma: float | Tenso
     # A discount for each row is one for each member: all rows of a member have the same.
     rows = torch.as_tensor(gamma, dtype=like.dtype, device=like.device).abs().detach()
     rows = rows.expand(operator.num_targets, like.shape[1], 1)[..., 0]
-    factor = members.max(rows)
+    factor = members.max(rows).clamp(min=0.0)  # of a member without rows, too
     bound = (factor * operator.bound()).nan_to_num(nan=float("inf"), posinf=float("inf"))
     top = float(bound.max()) if bound.numel() else 0.0
     if top < 1:

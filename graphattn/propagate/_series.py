@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from graphattn.errors import ArgumentError
 from graphattn.propagate.operator import AttentionOperator
 
-__all__ = ["forget", "need_square", "series"]
+__all__ = ["again", "need_square", "series"]
 
 
 def series(operator: AttentionOperator, values: Tensor, factors: Sequence[float | Tensor]) -> Tensor:
@@ -51,7 +51,10 @@ def series(operator: AttentionOperator, values: Tensor, factors: Sequence[float 
 _Run = Callable[[int, int, Tensor | None], Tensor | None]
 
 
-def forget(function: Callable[..., Tensor | None], *args: Any) -> Tensor | None:
+T = TypeVar("T")
+
+
+def again(function: Callable[..., T], *args: Any) -> T:
     """Call now and, for the backward pass, once more, storing the arguments only."""
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
 
@@ -59,7 +62,7 @@ def forget(function: Callable[..., Tensor | None], *args: Any) -> Tensor | None:
 def _in_pieces(run: _Run, steps: int) -> Tensor | None:
     y, piece = None, math.isqrt(steps - 1) + 1
     for first in range(0, steps, piece):
-        y = forget(run, first, min(first + piece, steps), y)
+        y = again(run, first, min(first + piece, steps), y)
     return y
 
 
@@ -70,9 +73,9 @@ def _revolve(run: _Run, first: int, last: int, y: Tensor | None, slots: int) -> 
         # only the backward pass of the first piece waits, in one slot.
         piece = _first_piece(last - first, slots)
         if piece == 1:
-            y = forget(run, first, first + 1, y)
+            y = again(run, first, first + 1, y)
         else:
-            y = forget(_revolve, run, first, first + piece, y, slots)
+            y = again(_revolve, run, first, first + piece, y, slots)
         first, slots = first + piece, slots - 1
     # One slot: every step starts again from the state before all of them.
     return _one_slot(run, first, last, y)
@@ -80,7 +83,7 @@ def _revolve(run: _Run, first: int, last: int, y: Tensor | None, slots: int) -> 
 
 def _one_slot(run: _Run, first: int, last: int, y: Tensor | None) -> Tensor | None:
     if last - first > 1:
-        y = forget(_one_slot, run, first, last - 1, y)
+        y = again(_one_slot, run, first, last - 1, y)
         first = last - 1
     return run(first, last, y)
 

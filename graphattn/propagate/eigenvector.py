@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from graphattn.errors import ArgumentError
 from graphattn.graph.members import Members
 from graphattn.propagate._gmres import gmres
+from graphattn.propagate._once import once
 from graphattn.propagate._series import need_square
 from graphattn.propagate.base import PROPAGATORS, Propagator
 from graphattn.propagate.operator import AttentionOperator
@@ -42,9 +42,10 @@ def dominant_eigenvector(
     """The eigenvalue of largest real part, and its right (:math:`A r = \\lambda r`) or left
     (:math:`A^T l = \\lambda l`) eigenvector, of each member and head.
 
-    For weights that are not negative, the Perron vector: the right one says how much a target reaches, the left one how
-    much is read of a source. By power iteration on :math:`A + \\tfrac{1}{4} \\lambda I`, which converges on periodic
-    (bipartite, say) graphs, too; where A is symmetric, by restarted Lanczos, in far fewer products. Waits for the device.
+    For weights that are not negative, the Perron vector: the right one says how much a target reaches, the left one
+    how much is read of a source. By power iteration, every other time on :math:`A + \\tfrac{1}{4} \\lambda I`,
+    which converges on periodic (bipartite, say) graphs, too; where A is symmetric, by restarted Lanczos, in fewer
+    products. Waits for the device.
 
     Args:
         operator: The weighted graph, square.
@@ -77,7 +78,8 @@ def dominant_eigenvector(
         if residual <= tolerance or products >= max_products or not residual < float("inf"):
             break
         if not symmetric:
-            x = y + members.spread(0.25 * value.clamp(min=0.0)) * x
+            # With a shift every other time: it parts lambda from -lambda; without it, walks that end become 0.
+            x = y + members.spread(0.25 * value.clamp(min=0.0)) * x if products % 2 else y
             x = x / _norm(x, members, spread=True)
     report = SolveReport("lanczos" if symmetric else "power", products, residual, tolerance)
     if not report.converged:
@@ -88,8 +90,8 @@ def dominant_eigenvector(
             stacklevel=2,
         )
     x = x * torch.where(members.spread(members.sum(x)) < 0, -1.0, 1.0)
-    alive = members.spread(value) > tolerance * torch.finfo(x.dtype).eps
-    return Eigenpair(value[..., 0], torch.where(alive, x, 0)[..., 0], report)
+    alive = value > 0
+    return Eigenpair(torch.where(alive, value, 0)[..., 0], torch.where(members.spread(alive), x, 0)[..., 0], report)
 
 
 def _norm(x: Tensor, members: Members, spread: bool = False) -> Tensor:
@@ -99,10 +101,11 @@ def _norm(x: Tensor, members: Members, spread: bool = False) -> Tensor:
 
 def _lanczos(product: Any, x: Tensor, members: Members, size: int = 12) -> tuple[Tensor, int]:
     """The best approximation out of the Krylov space of x, orthogonalised in full."""
-    basis, columns = [x], []
+    basis: list[Tensor] = [x]
+    columns: list[list[Tensor]] = []
     for n in range(size):
         w = product(basis[n])
-        column = []
+        column: list[Tensor] = []
         for _ in range(2):
             for k, v in enumerate(basis):
                 part = members.sum(w * v)
@@ -127,12 +130,14 @@ def _lanczos(product: Any, x: Tensor, members: Members, size: int = 12) -> tuple
 
 @PROPAGATORS.register("eigenvector")
 class Eigenvector(Propagator):
-    """:math:`y = P v`, :math:`P = r l^T / (l^T r)`: what infinitely many hops leave, :math:`\\lim_k (A / \\lambda)^k v`.
+    """:math:`y = P v`, :math:`P = r l^T / (l^T r)`: what many hops leave, :math:`\\lim_k (A / \\lambda)^k v`.
 
-    Every target of a member gets the same mixture :math:`l^T v` of the values, as much of it as its entry in r says. The
-    gradient is that of the spectral projector (Meyer & Stewart, SIAM J. Numer. Anal. 25, 1988): for a simple eigenvalue,
-    :math:`dP = P\\, dA\\, S + S\\, dA\\, P` with the reduced resolvent :math:`S` of :math:`A` at :math:`\\lambda`, by two
-    linear solves. It can be differentiated once. A member whose walks all end gets 0. Waits for the device.
+    Every target of a member gets the same mixture :math:`l^T v` of the values, as much of it as its entry in r says.
+    The gradient is that of the spectral projector (Kato, "Perturbation Theory for Linear Operators", II.2): for a
+    simple eigenvalue, :math:`dP = P\\, dA\\, S + S\\, dA\\, P` with the reduced resolvent :math:`S` of A at
+    :math:`\\lambda`, by two linear solves. It can be differentiated once. A member whose walks all end gets 0. Where
+    the largest eigenvalue is not simple (two strongly connected parts with the same one, say), there is no such limit,
+    and the result depends on where the iteration starts. Waits for the device.
 
     Args:
         symmetric: A is symmetric: Lanczos instead of power iteration.
@@ -142,9 +147,7 @@ class Eigenvector(Propagator):
     After a call, ``report`` holds a :class:`SolveReport` (of the right eigenvector).
     """
 
-    def __init__(
-        self, *, symmetric: bool = False, tolerance: float | None = None, max_products: int = 5000
-    ) -> None:
+    def __init__(self, *, symmetric: bool = False, tolerance: float | None = None, max_products: int = 5000) -> None:
         super().__init__()
         self.symmetric, self.tolerance, self.max_products = symmetric, tolerance, max_products
         self.report: SolveReport | None = None
@@ -211,8 +214,7 @@ class _Project(torch.autograd.Function):
         return y.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         with torch.no_grad():
-            back = ctx.projector.project(slope, adjoint=True)
-            return back, back, ctx.projector.reduce(slope, adjoint=True), None, None
+            back, reduced = ctx.projector.project(slope, adjoint=True), ctx.projector.reduce(slope, adjoint=True)
+        return once(back), once(back), once(reduced), None, None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from graphattn.errors import ArgumentError
 from graphattn.propagate._gamma import check_number, rows_of, shown
-from graphattn.propagate._series import forget, need_square, series
+from graphattn.propagate._series import again, need_square, series
 from graphattn.propagate.base import PROPAGATORS, Propagator
 from graphattn.propagate.operator import AttentionOperator
 from graphattn.propagate.report import SolveReport
@@ -27,15 +27,15 @@ class HeatKernel(Propagator):
     Kondor & Lafferty, "Diffusion Kernels on Graphs" (ICML 2002); Klicpera et al., "Diffusion Improves Graph Learning"
     (NeurIPS 2019), eq. 4. With rows that sum to 1 (softmax), so do the rows of the whole. It converges for any weights.
 
-    A Taylor polynomial by Horner's rule, whose degree follows from the tolerance and a bound of the weights' norm before
-    anything is computed; a long time is cut into equal steps of a norm of at most 32. The gradient is that of the
-    polynomial, exactly, with O(log K) stored states for each step of degree K.
+    A Taylor polynomial by Horner's rule, whose degree follows from the tolerance and a bound of the norm of the weights
+    before anything is computed; a long time is cut into equal steps of a norm of at most 32. The gradient is that of
+    the polynomial, exactly, with O(log K) stored states for a step of degree K, and one for each further step.
 
     Args:
         time: t, at least 0; or a tensor ``[]`` or ``[H]``, one for each head, with a gradient.
         terms: Degree of a single polynomial, instead of a tolerance: it then never waits for the device and compiles.
-        tolerance: On what is left out, relative to :math:`e^{t \\lVert A \\rVert - t} \\lVert v \\rVert`; default: 1e-12
-            in float64, 1e-6 in float32.
+        tolerance: On what is left out, relative to :math:`e^{t \\lVert A \\rVert - t} \\lVert v \\rVert`; default:
+            1e-12 in float64, 1e-6 in float32.
 
     After a call with a tolerance, ``report`` holds a :class:`SolveReport`.
 
@@ -66,7 +66,7 @@ class HeatKernel(Propagator):
             return decay * (values + series(operator, values, [step / k for k in range(terms, 0, -1)]))
 
         for _ in range(steps):
-            values = once(values) if steps == 1 else forget(once, values)
+            values = once(values) if steps == 1 else again(once, values)
         return values
 
     def _plan(self, operator: AttentionOperator, values: Tensor) -> tuple[int, int]:

@@ -52,7 +52,8 @@ class AttentionOperator(Protocol):
 
     def bound(self) -> Tensor:
         """An upper bound of the spectral radius of each member and head, ``[M, H]``: the least of the largest row sum,
-        the largest column sum and the Frobenius norm of :math:`|A|`. No gradient; square graphs only."""
+        the largest column sum and the Frobenius norm of :math:`|A|`. No gradient; square graphs only. May wait for
+        the device."""
         ...
 
     def per_head(self, x: Tensor) -> Tensor:
@@ -123,5 +124,8 @@ class EdgeOperator:
         size, members, backend = self._weights.detach().abs(), self.members, self._backend
         rows = segment_sum(self._structure, size, backend=backend)
         columns = segment_sum(self._structure.T, size, backend=backend)
+        least = torch.minimum(members.max(rows), members.max(columns)).clamp(min=0.0)
+        if self._graph.has_duplicates:  # they add up in A, so the squares of the edges say too little
+            return least
         squares = members.sum(segment_sum(self._structure, size.square(), backend=backend), backend)
-        return torch.minimum(torch.minimum(members.max(rows), members.max(columns)), squares.sqrt()).clamp(min=0.0)
+        return torch.minimum(least, squares.sqrt())

@@ -24,10 +24,16 @@ class Score(nn.Module):
     """Name under which the attention kernels know this score: ``"dot"``, ``"additive"`` (see :meth:`additive`), or
     ``None``: it is computed edge by edge."""
 
+    of_product: ClassVar[bool] = False
+    """Whether the score is :meth:`from_product` of the dot product of query and key (times the edge's own row, channel
+    by channel): then nothing of the size of edges times channels is made."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "edge" in cls.__dict__ and "fused" not in cls.__dict__:
             cls.fused = None  # another formula than that of the class it derives from
+        if "edge" in cls.__dict__ and "of_product" not in cls.__dict__:
+            cls.of_product = False
 
     def edge(self, q_target: Tensor, k_source: Tensor, edge: Tensor | None) -> Tensor:
         """The score of each edge, before scale, bias and clamp.
@@ -40,6 +46,10 @@ class Score(nn.Module):
         Returns:
             ``[E, ..., H]``.
         """
+        raise NotImplementedError
+
+    def from_product(self, product: Tensor) -> Tensor:
+        """The score of each edge from its dot product, before scale, where :attr:`of_product` says that it is one."""
         raise NotImplementedError
 
     def additive(self) -> tuple[Tensor | None, float | None]:

@@ -21,11 +21,16 @@ class DotScore(Score):
     """
 
     fused: ClassVar[str | None] = "dot"
+    of_product: ClassVar[bool] = True
 
     def edge(self, q_target: Tensor, k_source: Tensor, edge: Tensor | None) -> Tensor:
         """See :meth:`Score.edge`."""
         product = q_target * k_source
         return (product if edge is None else product * edge).sum(-1)
+
+    def from_product(self, product: Tensor) -> Tensor:
+        """The product itself."""
+        return product
 
     def default_scale(self, channels: int) -> float:
         """``1 / sqrt(D)``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from graphattn.score.base import SCORES
@@ -18,6 +20,12 @@ class ReluDotScore(DotScore):
     cancels in the norm. A bias comes after the maximum: with one, a score may be negative.
     """
 
+    of_product: ClassVar[bool] = True
+
     def edge(self, q_target: Tensor, k_source: Tensor, edge: Tensor | None) -> Tensor:
         """See :meth:`Score.edge`."""
         return super().edge(q_target, k_source, edge).relu()
+
+    def from_product(self, product: Tensor) -> Tensor:
+        """Its positive part."""
+        return product.relu()

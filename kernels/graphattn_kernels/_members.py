@@ -7,6 +7,7 @@ the same member, and nobody else.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from graphattn_kernels import backends
 from graphattn_kernels.errors import ArgumentError, ArgumentTypeError, BackendError
 
-__all__ = ["MEMBERS_SCHEMA", "Members", "batched", "check", "select", "without_padding"]
+__all__ = ["MEMBERS_SCHEMA", "Members", "batched", "check", "in_full", "select", "without_padding"]
 
 MEMBERS_SCHEMA = "Tensor? target_lengths, Tensor? source_lengths, Tensor? target_ptr, Tensor? source_ptr"
 
@@ -50,6 +51,14 @@ class Members(NamedTuple):
 def batched(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """With a batch axis of one where there is none."""
     return (q, k, v) if q.dim() == 4 else (q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0))
+
+
+def in_full(x: Tensor) -> AbstractContextManager[Any]:
+    """Products in the dtype of their factors: autocast has been heeded when the arguments came in."""
+    device = x.device.type
+    if device in ("cpu", "cuda", "mps", "xpu") and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def without_padding(x: Tensor, lengths: Tensor | None) -> Tensor:

@@ -1,8 +1,9 @@
 """Whose rows a Triton program has, in a batch of members.
 
 Rows of each member are cut into chunks, and a *slot* is a chunk of a member. Slots of a member stand side by side, so
-what programs write into slots can be added in order. Of a ragged batch, member g begins at slot ``ptr[g] // chunk + g``:
-this leaves at least one slot for each member and room for all of its chunks, and nobody has to count them.
+what programs write into slots can be added in order. Of a ragged batch, member g begins at slot
+``ptr[g] // chunk + g``: this leaves at least one slot for each member and room for all of its chunks, and nobody has to
+count them.
 """
 
 # mypy: disable-error-code="no-untyped-def"

@@ -21,6 +21,7 @@ def test_lists_the_sets_by_task():
     assert {"pattern", "cluster"} == set(list_datasets("inductive_node"))
     assert {"zinc_12k", "zinc_full", "ogbg_molesol", "pcqm4mv2"} <= set(list_datasets("graph_regression"))
     assert {"cora", "minesweeper", "squirrel_filtered"} <= set(list_datasets("node"))
+    assert {"digits", "mnist", "cifar10"} == set(list_datasets("image_classification"))
     assert sum(len(list_datasets(task)) for task in {dataset_info(name).task for name in NAMES}) == len(NAMES)
 
 
@@ -36,7 +37,7 @@ def test_every_entry_is_complete(name):
     assert info.splits == {"node": "masks", "inductive_node": "files"}.get(info.task, info.splits)
     assert not (info.node_vocab and info.node_channels)
     assert all(anchor.source and anchor.value > 0 for anchor in info.anchors)
-    assert bool(info.data_path) == (name not in ("pattern", "cluster"))
+    assert bool(info.data_path) == (name not in ("pattern", "cluster", "digits"))
 
 
 def test_names_are_forgiving_and_unknown_ones_are_answered_with_near_ones():

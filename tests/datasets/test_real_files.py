@@ -66,6 +66,15 @@ def need(shared_cache: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     return check
 
 
+def test_mnist(need):
+    need("mnist")
+    parts = load_dataset("mnist")
+    assert [len(part) for part in parts] == [55_000, 5_000, 10_000]
+    assert parts.test.labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    batch = parts.train[slice(0, 10_000)]
+    assert abs(float(batch["x"].mean())) < 0.02 and float(batch["x"].std()) == pytest.approx(1, abs=0.02)
+
+
 @pytest.mark.parametrize("name", COUNTS)
 def test_counts(name, need):
     need(name)

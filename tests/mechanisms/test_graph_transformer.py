@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from graphattn import attend
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
 from graphattn.mechanisms import GraphTransformerAttention
@@ -148,3 +149,23 @@ def test_errors() -> None:
             layer(x, graph, bad)
     with pytest.raises(ArgumentError, match="edge must be"):
         layer(x[None], graph, rows)
+
+
+def test_pagerank_over_its_weights() -> None:
+    """The propagator is applied to the weights of the published attention, densely."""
+    torch.manual_seed(0)
+    graph, x = random_graph(1, "self_loops"), torch.randn(random_graph(1, "self_loops").num_tokens, 8)
+    options = {"propagator": "pagerank", "propagator_options": {"alpha": 0.2}}
+    walk = GraphTransformerAttention(8, 2, **options).double()
+    q, k, v = (project(x.double()).unflatten(-1, (2, 4)) for project in (walk.query, walk.key, walk.value))
+    weights = attend(graph, q, k, v, clamp=5.0, need_weights=True).weights
+    rows = []
+    for head in range(2):
+        matrix = torch.zeros(graph.num_tokens, graph.num_tokens, dtype=torch.float64)
+        source, target = graph.edge_index.long()
+        matrix = matrix.index_put((target, source), weights[:, head], accumulate=True)
+        system = torch.eye(graph.num_tokens, dtype=torch.float64) - 0.8 * matrix
+        rows.append(0.2 * torch.linalg.solve(system, v[:, head]))
+    torch.testing.assert_close(walk(x.double(), graph)[0], walk.out(torch.cat(rows, 1)), rtol=1e-8, atol=1e-8)
+    with pytest.raises(ArgumentError, match="unknown propagator 'page_rank'; did you mean 'pagerank'"):
+        GraphTransformerAttention(8, 2, propagator="page_rank")

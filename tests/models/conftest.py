@@ -13,14 +13,18 @@ from torch import nn
 from graphattn.graph import TokenGraph
 from graphattn.models.gps import GPS
 from graphattn.models.graph import GraphTransformer
+from graphattn.models.image import VisionTransformer
 from graphattn.testing import random_graph
 
 PE, WL = 3, 7
 
 
 def make_inputs(model: nn.Module, graph: TokenGraph, seed: int = 0) -> dict[str, Any]:
-    """What the model's ``forward`` asks for, by name, for the nodes and edges of a graph."""
+    """What the model's ``forward`` asks for, by name, for the nodes and edges of a graph; or images."""
     random = torch.Generator().manual_seed(seed)
+    if isinstance(model, VisionTransformer):
+        embed = model.patch_embed
+        return {"x": torch.randn(4, embed.proj.in_channels, *embed.img_size, generator=random).to(embed.proj.weight)}
 
     def rows(encoder: nn.Module | None, count: int) -> torch.Tensor | None:
         if encoder is None:

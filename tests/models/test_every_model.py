@@ -17,6 +17,10 @@ from graphattn.models import MODELS
 Inputs = Callable[..., dict[str, Any]]
 EVERY = pytest.mark.parametrize("name", MODELS.names())
 SMALL = {"width": 16, "heads": 4, "layers": 2}
+SMALL_IMAGE = {"embed_dim": 16, "num_heads": 4, "depth": 2, "img_size": 8, "patch_size": 4, "num_classes": 3}
+IMAGE = ("infvit_24", "infvit_4", "infvit_linear_4", "vision_transformer")
+# timm's names for what the others call by ours.
+IMAGE_NAMES = {"dropout": "proj_drop_rate", "input_dropout": "pos_drop_rate", "attention_dropout": "attn_drop_rate"}
 # What a model cannot be made without.
 NEEDED: dict[str, dict[str, Any]] = {
     "conv_stack": {"out_channels": 3, "in_channels": 5, "dropout": 0.0},
@@ -28,6 +32,9 @@ NEEDED: dict[str, dict[str, Any]] = {
 
 
 def make(name: str, **options: Any) -> nn.Module:
+    if name in IMAGE:
+        options = {IMAGE_NAMES.get(key, key): value for key, value in options.items()}
+        return create_model(name, **{**SMALL_IMAGE, **options})
     return create_model(name, **{**NEEDED.get(name, {}), **SMALL, **options})
 
 

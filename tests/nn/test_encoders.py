@@ -31,8 +31,23 @@ def test_node_encoder_sets_its_parts_side_by_side() -> None:
     assert [part.shape[1] for part in expected] == [4, 5, 3]
 
 
-def test_walk_encoder_normalises_columns() -> None:
-    encoder = WalkEncoder(3, 2)
+def test_a_rare_ring_is_not_blown_up() -> None:
+    """A column of walks that hardly ever return, and a graph of another split in which one does."""
+    seen = torch.rand(64, 2)
+    seen[:, 1] = 0.0
+    rare = torch.tensor([[0.5, 0.25]])
+    shifts = {}
+    for norm in ("none", "batch"):
+        encoder = WalkEncoder(2, 8, norm)
+        for _ in range(100):
+            encoder(seen)
+        encoder.eval()
+        shifts[norm] = (encoder(rare) - encoder(torch.tensor([[0.5, 0.0]]))).norm()
+    assert shifts["none"] < 0.5 < 5 < shifts["batch"]
+
+
+def test_walk_encoder_normalises_columns_where_asked() -> None:
+    encoder = WalkEncoder(3, 2, "batch")
     walk = torch.rand(50, 3)
     scaled = walk * torch.tensor([1.0, 10.0, 0.1]) + 5
     torch.testing.assert_close(encoder(scaled), encoder(walk), rtol=1e-2, atol=1e-2)

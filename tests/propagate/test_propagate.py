@@ -66,6 +66,28 @@ def test_every_propagator_of_the_table(name: str, kind: str) -> None:
     torch.testing.assert_close(mover(EdgeOperator(moved, weights), x[order]), run(x)[order])
 
 
+@pytest.mark.parametrize("kind", GRAPH_KINDS)
+def test_the_bound_is_one(kind: str) -> None:
+    """Of each member and head; duplicate edges add up, so the norm over edges would not do."""
+    for seed in range(3):
+        graph = random_graph(seed, kind)
+        weights = torch.rand(graph.num_edges, H, dtype=torch.float64)
+        assert EdgeOperator(graph, -weights).bound().equal(EdgeOperator(graph, weights).bound())
+        bound, matrix = EdgeOperator(graph, weights).bound(), dense(graph, weights)
+        assert bound.shape == (graph.num_members, H)
+        for member in range(graph.num_members):
+            mine = graph.target_batch == member
+            block = matrix[:, mine][:, :, mine]
+            radius = torch.linalg.eigvals(block).abs().amax(-1)
+            assert (radius <= bound[member] * (1 + 1e-9)).all()
+            norms = [block.abs().sum(dim).amax(-1) for dim in (1, 2)]
+            if not graph.has_duplicates:
+                norms.append(torch.linalg.matrix_norm(block))
+            torch.testing.assert_close(bound[member], torch.stack(norms).amin(0))
+    pair = TokenGraph.from_edge_index(torch.tensor([[0, 0], [0, 0]]), 1)
+    assert EdgeOperator(pair, torch.full((2, 1), 0.7)).bound().item() == pytest.approx(1.4)
+
+
 def test_one_hop_by_hand() -> None:
     graph = TokenGraph.from_edge_index(torch.tensor([[0, 1], [2, 2]]), 3)
     operator = EdgeOperator(graph, torch.tensor([[2.0], [3.0]]))

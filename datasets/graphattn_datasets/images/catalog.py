@@ -27,7 +27,7 @@ IMAGE_CATALOG: tuple[DatasetInfo, ...] = (
     _images(
         "digits",
         "1,077 / 360 / 360 images of 1 x 8 x 8",
-        "scikit-learn's load_digits (test part of UCI Optical Recognition of Handwritten Digits, E. Alpaydin, C. Kaynak)",
+        "scikit-learn's load_digits (test part of UCI Optical Recognition of Handwritten Digits, Alpaydin & Kaynak)",
         "CC BY 4.0 (UCI)",
         "original images; there is no official split, ours is a fixed shuffle, so writers are in several parts",
     ),

@@ -73,6 +73,6 @@ class ImageDataModule(GraphDataModule):
         return DataLoader(dataset, batch_size=batch_size, collate_fn=_as_it_is, **options)
 
 
-def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+def _as_it_is(batch: Any) -> Any:
     """The data set gives whole batches."""
     return batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from graphattn_kernels._library import autocast
-from graphattn_kernels._members import Members, batched, check, select
+from graphattn_kernels._members import Members, batched, check, in_full, select
 from graphattn_kernels.errors import ArgumentError
 from graphattn_kernels.rank_one_attention import ops
 from graphattn_kernels.rank_one_attention.impl import reference
@@ -77,7 +77,8 @@ def rank_one_attention(
     # Multiplying q and k by a number is dividing both eps.
     eps_q, eps_k = eps / scale**0.5, eps / scale
     if name == "reference":
-        out = reference.rank_one_attention(q, k, v, members, eps_q, eps_k)
+        with in_full(q):
+            out = reference.rank_one_attention(q, k, v, members, eps_q, eps_k)
     else:
         out = ops.rank_one_attention(q, k, v, *members, eps_q, eps_k, name)
     return out if has_batch else out.squeeze(0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graphattn_kernels._library import register
-from graphattn_kernels._members import MEMBERS_SCHEMA, Members
+from graphattn_kernels._members import MEMBERS_SCHEMA, Members, in_full
 from graphattn_kernels._segment import accumulate_dtype
 from graphattn_kernels.rank_one_attention.impl import gather
 
@@ -27,7 +27,8 @@ def _implementation(backend: str) -> ModuleType:
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:
-    return _implementation(args[-1]).forward(*args[:3], Members(*args[3:7]), *args[7:9])
+    with in_full(args[0]):
+        return _implementation(args[-1]).forward(*args[:3], Members(*args[3:7]), *args[7:9])
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor]:
@@ -54,7 +55,8 @@ def _backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Any,
 
 
 def _backward_implementation(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _implementation(args[-1]).backward(*args[:3], Members(*args[3:7]), *args[7:11])
+    with in_full(args[0]):
+        return _implementation(args[-1]).backward(*args[:3], Members(*args[3:7]), *args[7:11])
 
 
 def _backward_fake(*args: Any) -> tuple[Tensor, ...]:

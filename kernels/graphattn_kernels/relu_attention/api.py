@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from graphattn_kernels._library import autocast
-from graphattn_kernels._members import Members, batched, check, select
+from graphattn_kernels._members import Members, batched, check, in_full, select
 from graphattn_kernels.errors import ArgumentError
 from graphattn_kernels.relu_attention import ops
 from graphattn_kernels.relu_attention.impl import reference
@@ -75,7 +75,8 @@ def relu_attention(
     with_batch = q.dim() == 4
     q, k, v = batched(q, k, v)
     if name == "reference":
-        out, norm = reference.relu_attention(q, k, v, members, scale, causal, eps)
+        with in_full(q):
+            out, norm = reference.relu_attention(q, k, v, members, scale, causal, eps)
     else:
         out, norm = ops.relu_attention(q, k, v, *members, scale, bool(causal), float(eps), name)
     if with_batch:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graphattn_kernels._library import register
-from graphattn_kernels._members import MEMBERS_SCHEMA, Members
+from graphattn_kernels._members import MEMBERS_SCHEMA, Members, in_full
 from graphattn_kernels._segment import accumulate_dtype
 from graphattn_kernels.relu_attention.impl import gather
 
@@ -28,7 +28,8 @@ def _implementation(backend: str) -> ModuleType:
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:
-    return _implementation(args[-1]).forward(*args[:3], Members(*args[3:7]), *args[7:10])
+    with in_full(args[0]):
+        return _implementation(args[-1]).forward(*args[:3], Members(*args[3:7]), *args[7:10])
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor]:
@@ -53,7 +54,8 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_norm: Tensor | None) -> tu
 
 
 def _backward_implementation(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _implementation(args[-1]).backward(*args[:3], Members(*args[3:7]), *args[7:14])
+    with in_full(args[0]):
+        return _implementation(args[-1]).backward(*args[:3], Members(*args[3:7]), *args[7:14])
 
 
 def _backward_fake(*args: Any) -> tuple[Tensor, ...]:

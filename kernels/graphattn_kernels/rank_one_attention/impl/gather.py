@@ -13,9 +13,7 @@ from graphattn_kernels._segment import accumulate_dtype
 __all__ = ["backward", "forward"]
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, members: Members, eps_q: float, eps_k: float
-) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, members: Members, eps_q: float, eps_k: float) -> tuple[Tensor, Tensor]:
     """See the API. Returns the mixture, and the sums ``[members, heads, 1 + D + 1 + D_v]`` that the backward pass
     needs: of lengths, of queries by length, of weights, of values by weight."""
     dtype = accumulate_dtype(q.dtype)
@@ -43,9 +41,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     dtype, width = sums.dtype, q.shape[3]
-    grads = grad_q, grad_k, grad_v = tuple(
-        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)
-    )
+    grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     for entries, targets, sources, rows in _pieces(q, members):
         total, by_length, of_weights, by_weight = sums[rows].split([1, width, 1, v.shape[3]], -1)
         y, z = (without_padding(t[:, sources], entries.source_lengths).to(dtype) for t in (k, v))
@@ -65,7 +61,7 @@ def backward(
         along = torch.einsum("bhd,bthd->bth", to_mean, x).unsqueeze(-1) + to_total.unsqueeze(1)
         along = along / length.masked_fill(length == 0.0, 1.0)
         grad_q[:, targets] = length * to_mean.unsqueeze(1) + along * x
-    return grads
+    return grad_q, grad_k, grad_v
 
 
 def _pieces(q: Tensor, members: Members) -> Iterator[tuple[Members, slice, slice, slice]]:

@@ -48,9 +48,7 @@ def backward(
     grad_norm: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
-    grads = grad_q, grad_k, grad_v = tuple(
-        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)
-    )
+    grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     for entries, targets, sources, rows in _pieces(q, members):
         piece = _Piece(q[:, targets], k[:, sources], v[:, sources], entries, scale, causal)
         slope = without_padding(grad_out[:, targets], entries.target_lengths).to(norm.dtype).transpose(1, 2)
@@ -74,7 +72,7 @@ def backward(
             (grad_v, sources, by_v, 1.0),
         ):
             grad[:, part] = (by * (factor / shrunk)[:, :, None, None]).transpose(1, 2)
-    return grads
+    return grad_q, grad_k, grad_v
 
 
 def _pieces(q: Tensor, members: Members) -> Iterator[tuple[Members, slice, slice, slice]]:

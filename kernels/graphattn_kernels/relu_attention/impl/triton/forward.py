@@ -38,8 +38,8 @@ def _step(
     weight = rectified(dot(q, tl.trans(k), None, PRECISION))
     if EDGE and CAUSAL:
         weight = tl.where((first + tl.arange(0, q.shape[0]))[:, None] >= (start + local)[None, :], weight, 0.0)
-    # Of 8 neighbouring columns, a thread of a tensor core holds 2, and the same of the next 8: sums over the eights stay
-    # in its registers, sums over columns would cross threads in every step.
+    # Of 8 neighbouring columns, a thread of a tensor core holds 2, and the same 2 of the next 8: a sum over the eights
+    # stays in its registers, a sum over columns would cross threads in every step.
     square += tl.sum(tl.reshape(weight * weight, (q.shape[0], N // 8, 8)), 1)
     out = dot(weight.to(v.dtype), v, out, PRECISION)
     return out, square

@@ -29,25 +29,23 @@ class Config(NamedTuple):
     """Rows of the other side that a step takes."""
     warps: int
     stages: int
+    registers: int | None = None
+    """A cap for each thread: more programs at a time hide more latency."""
 
 
-# For each kernel, the sizes up to so many bytes of a row (of one head, padded to a power of 2).
-_TABLE = {
-    attend_kernel: {
-        128: Config(128, 64, 4, 3),
-        256: Config(128, 64, 8, 3),
-        512: Config(64, 32, 4, 2),
-    },
-    row_kernel: {
-        128: Config(128, 64, 8, 3),
-        256: Config(64, 64, 4, 2),
-        512: Config(64, 32, 4, 2),
-    },
-    column_kernel: {
-        128: Config(128, 64, 8, 3),
-        256: Config(64, 64, 4, 2),
-        512: Config(64, 32, 8, 1),
-    },
+# For each kernel, the sizes up to so many bytes of a row (of one head, padded to a power of 2). Chosen by what the
+# compiler says for compute capability 9.0 (two programs or more on a multiprocessor where possible, nothing spilled,
+# save float32 without tf32 from 128 channels on); not yet tuned by time.
+_HALF = {
+    attend_kernel: {128: Config(128, 64, 8, 3, 128), 256: Config(128, 64, 8, 3), 512: Config(64, 64, 8, 2)},
+    row_kernel: {128: Config(128, 64, 8, 3, 128), 256: Config(64, 64, 4, 2), 512: Config(64, 32, 8, 2)},
+    column_kernel: {128: Config(64, 64, 4, 3, 168), 256: Config(64, 32, 4, 3), 512: Config(32, 32, 8, 1)},
+}
+# Without tensor cores (unless tf32 is allowed), products take twice the registers.
+_FLOAT32 = {
+    attend_kernel: {128: Config(64, 32, 4, 2), 256: Config(64, 32, 8, 2)},
+    row_kernel: {128: Config(64, 32, 4, 2), 256: Config(64, 32, 8, 2)},
+    column_kernel: {128: Config(32, 32, 4, 2)},
 }
 _WIDEST = Config(32, 32, 8, 1)
 
@@ -55,11 +53,8 @@ _WIDEST = Config(32, 32, 8, 1)
 @lru_cache(256)
 def configure(kernel: Any, width: int, dtype: torch.dtype) -> Config:
     """The sizes for a kernel and the padded channels of one head."""
-    row_bytes = width * dtype.itemsize
-    config = next((config for limit, config in _TABLE[kernel].items() if row_bytes <= limit), _WIDEST)
-    if dtype == torch.float32 and row_bytes > 256:  # without tensor cores, products take twice the registers
-        config = _WIDEST
-    return config
+    table = (_FLOAT32 if dtype == torch.float32 else _HALF)[kernel]
+    return next((config for limit, config in table.items() if width * dtype.itemsize <= limit), _WIDEST)
 
 
 class Scale(NamedTuple):
@@ -77,7 +72,7 @@ class Scale(NamedTuple):
         """The parts of ``scale``."""
         if scale == 0.0:
             return Scale(0.0, 1.0)
-        exponent = max(-8, min(8, math.frexp(abs(scale))[1]))
+        exponent = max(-8, min(8, math.frexp(abs(scale))[1] - 1))
         return Scale(math.copysign(2.0**exponent, scale), abs(scale) / 2.0**exponent)
 
 
@@ -171,6 +166,8 @@ class _Call:
             "num_warps": config.warps,
             "num_stages": config.stages,
         }
+        if config.registers is not None:
+            constants["maxnreg"] = config.registers
         launch(
             kernel,
             (slots * self.heads, 1, 1),
@@ -229,7 +226,8 @@ def backward(
     with guard(q):
         call = _Call(q, k, v, members, scale, causal)
         if call.empty:
-            return tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))  # type: ignore[return-value]
+            zeros = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
+            return zeros[0], zeros[1], zeros[2]
         grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
         out, grad_out = aligned(out.contiguous()), aligned(grad_out.contiguous())
         norm = aligned(norm.contiguous())

@@ -1,0 +1,1 @@
+"""InfSA beside softmax attention, at the same budget."""

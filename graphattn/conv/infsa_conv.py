@@ -1,0 +1,222 @@
+"""Infinite self-attention as a PyG layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from graphattn.attention import AttentionOutput
+from graphattn.conv._base import QueryKeyValueConv
+from graphattn.conv._pyg import Linear
+from graphattn.conv._remembered import remembered
+from graphattn.errors import ArgumentError, ArgumentTypeError
+from graphattn.graph import TokenGraph
+from graphattn.graph.check import check_members
+from graphattn.mechanisms._infinite import Decay
+from graphattn.mechanisms.base import drop_seed
+from graphattn.mechanisms.infsa import infsa
+
+__all__ = ["InfSAConv"]
+
+
+class InfSAConv(QueryKeyValueConv):
+    r"""Infinite self-attention from the `"Self-Attention And Beyond the Infinite: Towards Linear Transformers with
+    Infinite Self-Attention" <https://arxiv.org/abs/2603.00175>`_ paper, on the edges of a graph.
+
+    .. math::
+        \mathbf{A}^{+}_{i,j} = \max \left( \frac{1}{d} (\mathbf{W}_2 \mathbf{x}_i)^{\top} (\mathbf{W}_3 \mathbf{x}_j)
+        + \mathbf{w}_5^{\top} \mathbf{e}_{ij}, 0 \right), \qquad
+        \mathbf{\hat{A}} = \frac{\mathbf{A}^{+}}{\lVert \mathbf{A}^{+} \rVert_F + \epsilon}
+
+    .. math::
+        \mathbf{X}^{\prime} = \mathbf{X} \mathbf{W}_1 +
+        \sum_{t=1}^{T} (\gamma \mathbf{\hat{A}})^t \mathbf{X} \mathbf{W}_4
+
+    for each head, with the edges that the graph has. The norm is that of a whole graph, so a batch of graphs needs
+    :obj:`batch`, or a :class:`~graphattn.TokenGraph` that knows its members; all nodes are one graph otherwise. The
+    discount :math:`\gamma` is learned for each head (in the released code it has no gradient). Edge features and
+    :math:`\mathbf{W}_1` are not in the paper, whose equations are unverified: see
+    :func:`graphattn.mechanisms.infsa.infsa`.
+
+    Args:
+        in_channels (int or tuple): Size of each input sample, or :obj:`-1` to
+            derive the size from the first input(s) to the forward method.
+            A tuple corresponds to the sizes of source and target
+            dimensionalities.
+        out_channels (int): Size of each output sample, for each head :math:`d`.
+        heads (int, optional): Number of multi-head-attentions.
+            (default: :obj:`1`)
+        concat (bool, optional): If set to :obj:`False`, the multi-head
+            attentions are averaged instead of concatenated.
+            (default: :obj:`True`)
+        hops (int, optional): Number of hops :math:`T`; :obj:`None` for all,
+            by solving a linear system. (default: :obj:`1`)
+        gamma (float, optional): Initial discount of a hop, between 0 and 1.
+            (default: :obj:`0.95`)
+        learn_gamma (bool, optional): If set to :obj:`False`, the discount
+            stays as it is. (default: :obj:`True`)
+        dropout (float, optional): Dropout probability of the weights, the same
+            for all hops. (default: :obj:`0`)
+        edge_dim (int, optional): Edge feature dimensionality (in case
+            there are any). (default: :obj:`None`)
+        bias (bool, optional): If set to :obj:`False`, the projections will not
+            learn an additive bias. (default: :obj:`True`)
+        root_weight (bool, optional): If set to :obj:`False`, the layer will
+            not add the transformed root node features to the output.
+            (default: :obj:`True`)
+        eps (float, optional): Added to the norm. (default: :obj:`1e-6`)
+        backend (str, optional): See :func:`graphattn.attend`. (default: :obj:`"auto"`)
+        **kwargs (optional): Additional arguments of
+            :class:`torch_geometric.nn.conv.MessagePassing`; :obj:`aggr` must be :obj:`"add"`.
+
+    Shapes:
+        - **input:**
+          node features :math:`(|\mathcal{V}|, F_{in})` or
+          :math:`((|\mathcal{V_s}|, F_{s}), (|\mathcal{V_t}|, F_{t}))` if bipartite (with one hop),
+          edge indices :math:`(2, |\mathcal{E}|)`,
+          edge features :math:`(|\mathcal{E}|, D)` *(optional)*
+        - **output:** node features :math:`(|\mathcal{V_t}|, H * F_{out})`.
+          If :obj:`return_attention_weights=True`, then
+          :math:`((|\mathcal{V_t}|, H * F_{out}), ((2, |\mathcal{E}|), (|\mathcal{E}|, H)))`
+    """
+
+    def __init__(
+        self,
+        in_channels: int | tuple[int, int],
+        out_channels: int,
+        heads: int = 1,
+        concat: bool = True,
+        hops: int | None = 1,
+        gamma: float = 0.95,
+        learn_gamma: bool = True,
+        dropout: float = 0.0,
+        edge_dim: int | None = None,
+        bias: bool = True,
+        root_weight: bool = True,
+        eps: float = 1e-6,
+        *,
+        backend: str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        if hops is not None and (isinstance(hops, bool) or not isinstance(hops, int) or hops < 1):
+            raise ArgumentError(f"hops must be a positive number, or None for all, got {hops!r}")
+        super().__init__(
+            in_channels,
+            out_channels,
+            heads,
+            concat,
+            dropout,
+            edge_dim,
+            bias=bias,
+            edge_bias=False,
+            backend=backend,
+            **kwargs,
+        )
+        self.hops, self.eps = hops, eps
+        if edge_dim is not None:
+            self.lin_edge = Linear(edge_dim, heads, bias=False)  # a number for each head
+        self.lin_skip = Linear(self._in_pair[1], self._width, bias=bias) if root_weight else None
+        self.gamma = Decay(heads, gamma, learn_gamma)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all learnable parameters anew."""
+        super().reset_parameters()
+        self.gamma.reset_parameters()
+
+    def forward(
+        self,
+        x: Tensor | tuple[Tensor, Tensor | None],
+        edge_index: Any,
+        edge_attr: Tensor | None = None,
+        return_attention_weights: bool | None = None,
+        size: tuple[int, int] | None = None,
+        batch: Tensor | tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
+        """Walks of up to T hops from every target node against the direction of its in-edges.
+
+        Args:
+            x: See :meth:`AttentionConv.forward`.
+            edge_index: See :meth:`AttentionConv.forward`.
+            edge_attr: ``[E, edge_dim]``.
+            return_attention_weights: If true, return the weights of one hop, discount included, too.
+            size: The numbers of source and target nodes, checked against ``x`` where given.
+            batch: int64 ``[N]``, the graph of each node, ascending; a pair for sources and targets. Looked at once for
+                as long as it and ``edge_index`` live.
+
+        Returns:
+            ``[N_t, H * C]``, or ``[N_t, C]`` if the heads are averaged. With weights, ``(out, (edge_index, alpha))``.
+
+        Raises:
+            ArgumentError: If shapes or values do not fit.
+            ArgumentTypeError: If types or dtypes do not fit.
+        """
+        x_source, x_target, num_targets = self._nodes(x, size)
+        edges = self._edges(edge_index, edge_attr, x_source.shape[0], num_targets)
+        graph = edges.graph if batch is None else _with_members(edges.graph, batch)
+        q, k, v = self._project(x_source, x_target, num_targets)
+        options: dict[str, Any] = {"hops": self.hops, "eps": self.eps, "backend": self.backend}
+        if edges.attr is not None:
+            assert self.lin_edge is not None
+            options["edge_bias"] = self.lin_edge(edges.attr)
+        alpha: Tensor | None
+        if self._observed:
+            out, alpha = self._show(graph, q, k, v, options)
+        else:
+            need = bool(return_attention_weights)
+            p, seed = drop_seed(self, self.dropout, v)
+            found = infsa(graph, q, k, v, self.gamma(), dropout_p=p, dropout_seed=seed, need_weights=need, **options)
+            out, alpha = (found.out, found.weights) if isinstance(found, AttentionOutput) else (found, None)
+        out = self._combine(out.flatten(1) if self.concat else out.mean(1), x_target)
+        return (out, (edges.edge_index, alpha)) if return_attention_weights else out
+
+    def _show(
+        self, graph: TokenGraph, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Message by message, for explainers and hooks."""
+        if self.hops != 1:
+            raise ArgumentError(f"an explainer or hook sees the messages of one hop, this layer has hops={self.hops}")
+        found = infsa(graph, q, k, v, self.gamma(), need_weights=True, **options)
+        assert isinstance(found, AttentionOutput) and found.weights is not None
+        edge_index, size = graph.edge_index, (graph.num_sources, graph.num_targets)
+        if self.flow == "target_to_source":
+            edge_index, size = edge_index.flip(0), size[::-1]
+        kept = F.dropout(found.weights, self.dropout, self.training)
+        return self.propagate(edge_index, size=size, value=v, alpha=kept, edge_value=None), found.weights
+
+    def _combine(self, out: Tensor, x_target: Tensor | None) -> Tensor:
+        return out if self.lin_skip is None else out + self.lin_skip(x_target)
+
+
+def _with_members(graph: TokenGraph, batch: Tensor | tuple[Tensor, Tensor]) -> TokenGraph:
+    """The graph with its members marked; waits for the device, once for all calls with these objects."""
+    if graph.target_ptr is not None:
+        raise ArgumentError("batch must be None for a TokenGraph that knows its members, got a tensor")
+    pair = tuple(batch) if isinstance(batch, (tuple, list)) else (batch, batch)
+    if len(pair) != 2 or not all(isinstance(x, Tensor) and x.dtype == torch.int64 for x in pair):
+        raise ArgumentTypeError("batch must be an int64 tensor [N], or a pair for sources and targets")
+    for name, x, size in zip(("sources", "targets"), pair, (graph.num_sources, graph.num_targets), strict=True):
+        if x.shape != (size,):
+            raise ArgumentError(f"batch must have an entry for each of {size} {name}, got {list(x.shape)}")
+
+    def make() -> TokenGraph:
+        if any(bool((x.diff() < 0).any()) for x in pair):
+            raise ArgumentError("batch must ascend (PyG's batches do); sort the nodes by their graph first")
+        count = max((int(x[-1]) + 1 for x in pair if x.numel()), default=1)
+        every = torch.arange(count + 1, device=graph.device)
+        source_ptr, target_ptr = (torch.searchsorted(x.contiguous(), every) for x in pair)
+        if pair[0] is pair[1]:
+            source_ptr = target_ptr
+        check_members(graph.edge_index, target_ptr, source_ptr)
+        return TokenGraph(
+            graph.csr,
+            num_targets=graph.num_targets,
+            num_sources=graph.num_sources,
+            target_ptr=target_ptr,
+            source_ptr=source_ptr,
+        )
+
+    return remembered((graph, *pair), ("members",), make)

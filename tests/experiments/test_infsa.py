@@ -1,0 +1,97 @@
+"""The comparison of attentions: every variant of every configuration builds, and digits runs to its table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from experiments.infsa import compare
+from experiments.infsa.variants import BASELINES, variants_of, with_variant
+from graphattn.training.results import Figures, Results
+from graphattn_kernels import backends
+
+FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "infsa"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+
+
+def test_variants_differ_in_their_attention_only() -> None:
+    for path in CONFIGS:
+        config = yaml.safe_load(path.read_text())
+        variants = variants_of(config)
+        assert next(iter(variants)) in BASELINES
+        network = config["model"]["init_args"]["model"]["init_args"]
+        assert next(iter(variants.values())).items() <= network.items()  # the file itself is the baseline
+        for variant in variants.values():
+            changed = with_variant(config, variant)
+            mine = changed["model"]["init_args"]["model"]["init_args"]
+            differing = {key for key in mine if mine[key] != network.get(key)}
+            assert differing <= {"attention", "attention_options", "mechanism", "mechanism_options"}
+            changed["model"]["init_args"]["model"]["init_args"] = network
+            assert changed == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_variant_builds_and_runs_on_a_batch(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of each variant, forward and backward, on images or a graph of the data's form."""
+    monkeypatch.setattr(backends, "_HAS_NUMBA", False)
+    import importlib
+
+    config = yaml.safe_load(path.read_text())
+    counts = set()
+    for variant in variants_of(config).values():
+        given = with_variant(config, variant)["model"]["init_args"]["model"]
+        module, _, name = given["class_path"].rpartition(".")
+        torch.manual_seed(0)
+        model = getattr(importlib.import_module(module), name)(**given["init_args"])
+        arguments = given["init_args"]
+        if "img_size" in arguments:
+            size = arguments["img_size"]
+            batch = {"x": torch.randn(2, arguments["in_chans"], size, size)}
+        else:
+            ring = torch.stack([torch.arange(9), (torch.arange(9) + 1) % 9])
+            x = torch.randint(3, (9,)) if "in_vocab" in arguments else torch.randn(9, arguments["in_channels"])
+            batch = {"x": x, "edge_index": torch.cat([ring, ring.flip(0)], 1)}
+            batch |= {"pe": torch.randn(9, 2)} if "pe_dim" in arguments else {}
+        model(**batch).square().mean().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+        counts.add(sum(p.numel() for p in model.parameters()))
+    assert max(counts) - min(counts) < 0.02 * min(counts)  # the same budget
+
+
+def test_the_table_counts_differences_by_seed() -> None:
+    def results(*accuracies: float) -> list[Results]:
+        shared = ("x", 0, "accuracy")
+        figures = [Figures(1, {"accuracy": a + 1}, {"accuracy": a}, {"accuracy": a}) for a in accuracies]
+        return [Results(*shared, f, f, 3, 3, 5.0, 10, "cpu", "32-true", "runs/x") for f in figures]
+
+    text = compare.markdown({"softmax": results(90.0, 92.0), "infsa": results(91.0, 95.0)}, "toy")
+    assert "| softmax | 10 | 91.00 ± 1.41 | 91.00 ± 1.41 |  | 92.00 ± 1.41 | 5 |" in text
+    assert "| infsa | 10 | 93.00 ± 2.83 | 93.00 ± 2.83 | 2.00 ± 1.41 |" in text
+
+
+def test_digits_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(backends, "_HAS_NUMBA", False)
+    monkeypatch.chdir(tmp_path)
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "0")
+    few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--model.model.depth=1"]
+    quiet = ["--trainer.enable_progress_bar=false", "--model.model.embed_dim=16"]
+    call = ["--config", str(FOLDER / "digits.yaml"), "--seeds", "1", "--", *few, *quiet]
+    assert compare.main(call) == 0
+    folder = tmp_path / "runs" / "infsa-digits-compare"
+    text = (folder / "compare.md").read_text()
+    found = json.loads((folder / "compare.json").read_text())
+    assert list(found) == ["softmax", "infsa-1-hop", "infsa-3-hops", "linear-infsa"]
+    assert text.count("| linear-infsa |") == 3 and "layer 1 |" in text  # accuracy, cosines, deletion
+    for name in ("compare", "deletion", "relevance"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    losses = [row["last"]["test"]["loss"] for rows in found.values() for row in rows]
+    assert len(set(losses)) == 4  # four different networks
+    with pytest.raises(SystemExit, match="2"):
+        compare.main(["--config", "nothing.yaml"])
+    capsys.readouterr()
