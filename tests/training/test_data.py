@@ -53,6 +53,14 @@ def test_order_is_a_function_of_seed_and_epoch(fake: Any):
     assert order(module(fake, seed=2), 0) != first
 
 
+def test_no_whole_batch_to_train_on_is_one_clear_error(fake: Any):
+    data = module(fake, drop_last=True)
+    assert len(data.train_dataloader()) == 5
+    data.batch_size = 21
+    with pytest.raises(ConfigError, match="no training batch: numbers has 20 training graphs .*, batch_size is 21"):
+        data.train_dataloader()
+
+
 def test_default_seed_is_the_run_s(fake: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     assert order(module(fake), 0) == order(module(fake, seed=7), 0)

@@ -88,6 +88,11 @@ class GraphDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches, in an order that seed and epoch alone decide."""
         sampler = epoch_sampler(self.splits.train, self.seed, self.trainer)
+        if self.drop_last and len(sampler) < self.batch_size:
+            raise ConfigError(
+                f"drop_last leaves no training batch: {self.name} has {len(sampler)} training graphs for each process, "
+                f"batch_size is {self.batch_size}"
+            )
         return self._loader(
             self.splits.train,
             self.batch_size,
