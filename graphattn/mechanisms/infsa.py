@@ -136,8 +136,10 @@ class InfSA(InfiniteAttention):
     Where the released code (giorgioroffo/infinite-self-attention, 0.1.0) differs: its decay is read as a number and has
     no gradient, though it is declared learnable, and is one for all heads (here one for each, learned); it accepts
     masks and ignores them (here the graph, and ``mask``, say who is read, and the norm is over what is left); and its
-    conversion of causal models leaks the future (here a causal graph does not). Series over hops (eqs. 3-4) are one
-    layer's; a stack of one-hop layers with residuals computes products instead.
+    conversion of causal models reads the future (here a causal graph lets no later value through). The norm of a causal
+    graph is still one number of the whole sequence, so that later scores rescale earlier outputs: where not even that
+    may be, take :class:`~graphattn.mechanisms.linear_infsa.LinearInfSA`. Series over hops (eqs. 3-4) are one layer's; a
+    stack of one-hop layers with residuals computes products instead.
 
     Args:
         width: Channels of a token row.
