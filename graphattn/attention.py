@@ -132,14 +132,6 @@ def attend(
 
     weights = None
     operator: AttentionOperator
-    needs = {
-        "edge_bias": edge_bias is not None,
-        "edge_gate": edge_gate is not None,
-        "dropout_p": dropout_p > 0.0,
-        "need_weights": need_weights,
-        "need_lse": need_lse,
-        "need_product": need_product,
-    }
     if why_unfused(graph, score, rule, mover, need_weights) is None:
         assert q is not None and k is not None and not isinstance(score, Tensor)
         call = Call(
@@ -147,7 +139,18 @@ def attend(
             *(dropout_p, dropout_seed, need_lse, need_product),
         )
         result = (choose(call)[0] if backend == "auto" else named(backend, call)).run(call)
-    elif backend == "auto" and why_listed(graph, score, rule, **needs) is None:
+    elif backend == "auto" and (
+        why_listed(
+            *(graph, score, rule),
+            edge_bias=edge_bias is not None,
+            edge_gate=edge_gate is not None,
+            dropout_p=dropout_p > 0.0,
+            need_weights=need_weights,
+            need_lse=need_lse,
+            need_product=need_product,
+        )
+        is None
+    ):
         assert q is not None and k is not None and isinstance(score, Score)
         dtype = _dtype(mover, values)
         operator = pair_operator(graph, fold, q, k, score, rule, scale=scale, clamp=clamp, dtype=dtype)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["aligned", "guard", "join", "launch", "next_power_of_2", "split"]
+__all__ = ["aligned", "dense_rows", "guard", "join", "launch", "next_power_of_2", "padded", "split", "strides_of"]
 
 _INTERPRETED = triton.knobs.runtime.interpret
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
@@ -53,7 +53,8 @@ def launch(
         kernel: A function of ``triton.jit``.
         grid: Programs along each axis.
         args: The arguments that are not constexpr, all of them, in order: tensors, ``None``, ints and floats.
-        constants: The constexpr arguments, which stand last, all of them, in order; and ``num_warps``, ``num_stages``.
+        constants: The constexpr arguments, which stand last, all of them, in order; and ``num_warps``,
+            ``num_stages`` and, to cap the registers of a thread, ``maxnreg``.
         kind: Whatever decides the device, ``constants``, which arguments are ``None``, the dtypes and alignments of the
             tensors, and which ints are 1, divisible by 16 or wide; found by looking at each argument where it is not
             given.
@@ -106,6 +107,27 @@ def aligned(x: Tensor) -> Tensor:
 def next_power_of_2(n: int) -> int:
     """The smallest power of 2 that is not below ``n > 0``; Triton's own takes microseconds."""
     return 1 << (n - 1).bit_length()
+
+
+def padded(width: int) -> int:
+    """Channels as tiles hold them: a tensor core takes 16 at least."""
+    return max(16, next_power_of_2(width))
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """``x [B, N, H, D]`` with its channels dense; the other strides are free, as in a packed projection."""
+    return aligned(x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous())
+
+
+@lru_cache(1024)
+def strides_of(dtype: torch.dtype, *layouts: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[tuple[int, ...], int]:
+    """Strides of batch, rows and heads of tensors ``[B, N, H, D]`` of these shapes and strides, and the power of 2, up
+    to what 16 bytes hold, that divides them and the channels."""
+    strides = [0 if n == 1 else step for shape, steps in layouts for n, step in zip(shape[:3], steps[:3], strict=True)]
+    align = 16 // dtype.itemsize
+    while any(n % align for n in (*strides, *(shape[3] for shape, _ in layouts))):
+        align //= 2
+    return tuple(strides), align
 
 
 def guard(x: Tensor) -> AbstractContextManager[Any]:

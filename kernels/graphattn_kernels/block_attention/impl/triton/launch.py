@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graphattn_kernels._schedule import Schedule
-from graphattn_kernels._triton import aligned, guard, launch, next_power_of_2
+from graphattn_kernels._triton import aligned, dense_rows, guard, launch, padded, strides_of
 from graphattn_kernels.block_attention.impl.triton.backward import column_kernel, row_kernel, sum_kernel
 from graphattn_kernels.block_attention.impl.triton.forward import attend_kernel, merge_kernel
 from graphattn_kernels.block_attention.impl.triton.plan import plan_of
@@ -72,21 +71,6 @@ def configure(kernel: Any, block: int, other: int, width: int, dtype: torch.dtyp
     return config._replace(rows=min(block, config.rows), columns=min(other, config.columns))
 
 
-@dataclass(frozen=True)
-class _Capped:
-    """A kernel whose threads may use so many registers."""
-
-    kernel: Any
-    registers: int
-
-    def __getitem__(self, grid: Any) -> Any:
-        return lambda *args, **constants: self.kernel[grid](*args, **constants, maxnreg=self.registers)
-
-
-# One object for each cap: compiled kernels are known by the identity of the kernel.
-_capped = lru_cache(None)(_Capped)
-
-
 class _Kind(NamedTuple):
     """What the kernels are compiled for, save the graph's own part."""
 
@@ -104,23 +88,13 @@ class _Kind(NamedTuple):
 
 
 @lru_cache(1024)
-def _strides(dtype: torch.dtype, *layouts: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[tuple[int, ...], int]:
-    """Strides of batch, rows and heads of tensors of these shapes and strides, and what they are multiples of."""
-    strides = [0 if n == 1 else step for shape, steps in layouts for n, step in zip(shape[:3], steps[:3], strict=True)]
-    align = 16 // dtype.itemsize
-    while any(n % align for n in (*strides, *(shape[3] for shape, _ in layouts))):
-        align //= 2
-    return tuple(strides), align
-
-
-@lru_cache(1024)
 def _constants(kind: _Kind, config: Config, block: int, other: int, even: bool) -> dict[str, Any]:
     """The constexpr arguments of a kernel."""
     return {
         "D": kind.width,
         "DV": kind.v_width,
-        "DP": _padded(kind.width),
-        "DVP": _padded(kind.v_width),
+        "DP": padded(kind.width),
+        "DVP": padded(kind.v_width),
         "BM": block,
         "BN": other,
         "M": config.rows,
@@ -132,17 +106,7 @@ def _constants(kind: _Kind, config: Config, block: int, other: int, even: bool) 
         "PRECISION": "tf32" if kind.tf32 else "ieee",
         "num_warps": config.warps,
         "num_stages": config.stages,
-    }
-
-
-def _padded(width: int) -> int:
-    """A tensor core takes 16 channels at least."""
-    return max(16, next_power_of_2(width))
-
-
-def _rows(x: Tensor) -> Tensor:
-    """``x [B, N, H, D]`` with its channels dense; the other strides are free, as in a packed projection."""
-    return aligned(x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous())
+    } | ({} if config.registers is None else {"maxnreg": config.registers})
 
 
 class _Call:
@@ -152,11 +116,11 @@ class _Call:
         if clamp is None and scale <= 0.0:  # the kernels' short way needs a positive scale
             clamp = float("inf")
         self.blocks = blocks
-        self.inputs = q, k, v = _rows(q), _rows(k), _rows(v)
+        self.inputs = q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
         batch, targets, self.heads, self.width = q.shape
         self.v_width = v.shape[3]
         self.shared = batch * self.heads // max(1, blocks.copies(batch, self.heads))
-        strides, align = _strides(q.dtype, *((x.shape, x.stride()) for x in self.inputs))
+        strides, align = strides_of(q.dtype, *((x.shape, x.stride()) for x in self.inputs))
         self.sizes = (
             blocks.target_blocks,
             blocks.source_blocks,
@@ -184,12 +148,12 @@ class _Call:
         """Launch over the runs of ``plan``; ``owner`` has the side that rows belong to as its targets."""
         block, other, view = owner.block_targets, owner.block_sources, owner.by_target
         even = owner.source is None and owner.num_sources % other == 0  # every place of every tile holds somebody
-        width = max(_padded(self.width), _padded(self.v_width))
+        width = max(padded(self.width), padded(self.v_width))
         config = configure(kernel, block, other, width, self.kind.dtype)
         runs = plan.row.shape[0]
         orders = [None if x is None else aligned(x) for x in (self.blocks.target, self.blocks.source)]
         launch(
-            kernel if config.registers is None else _capped(kernel, config.registers),
+            kernel,
             (runs * self.shared * (block // config.rows), 1, 1),
             (*self.inputs, *arrays, *map(aligned, view[1:]), *orders, *plan[:3], *parts)
             + (runs, plan.num_parts, self.shared, *self.sizes),
@@ -225,7 +189,7 @@ def forward(
         lse = q.new_empty(q.shape[:3], dtype=torch.float32)
         parts = call.parts(plan, 2, blocks.block_targets), call.parts(plan, blocks.block_targets, call.v_width)
         call.run(attend_kernel, blocks, plan, (out, lse), parts)
-        widths = {"DV": call.v_width, "DVP": _padded(call.v_width)}
+        widths = {"DV": call.v_width, "DVP": padded(call.v_width)}
         call.join(merge_kernel, blocks, plan, (out, lse, *parts), widths)
     return out, lse
 
@@ -250,7 +214,7 @@ def backward(
         grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
         block, other = blocks.block_targets, blocks.block_sources
         stats = lse.new_empty((q.shape[0] * q.shape[2], blocks.target_blocks * block, 4))
-        widths = {"DX": call.width, "DXP": _padded(call.width), "DY": call.v_width, "DYP": _padded(call.v_width)}
+        widths = {"DX": call.width, "DXP": padded(call.width), "DY": call.v_width, "DYP": padded(call.v_width)}
 
         plan = plan_of(blocks.by_target, _CHUNK)
         part_q = call.parts(plan, block, call.width)

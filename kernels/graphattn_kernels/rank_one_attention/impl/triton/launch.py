@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from graphattn_kernels._members import Members
 from graphattn_kernels._members_triton import num_slots
-from graphattn_kernels._triton import aligned, guard, launch, next_power_of_2
+from graphattn_kernels._triton import aligned, dense_rows, guard, launch, next_power_of_2, strides_of
 from graphattn_kernels.rank_one_attention.impl.triton.kernels import (
     grad_query_kernel,
     grad_source_kernel,
@@ -42,21 +41,6 @@ class _Kind(NamedTuple):
     members: tuple[torch.dtype | None, ...]
 
 
-@lru_cache(1024)
-def _strides(dtype: torch.dtype, *layouts: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[tuple[int, ...], int]:
-    """Strides of batch, rows and heads of tensors of these shapes and strides, and what they are multiples of."""
-    strides = [0 if n == 1 else step for shape, steps in layouts for n, step in zip(shape[:3], steps[:3], strict=True)]
-    align = 16 // dtype.itemsize
-    while any(n % align for n in (*strides, *(shape[3] for shape, _ in layouts))):
-        align //= 2
-    return tuple(strides), align
-
-
-def _rows(x: Tensor) -> Tensor:
-    """``x [B, N, H, D]`` with its channels dense; the other strides are free, as in a packed projection."""
-    return aligned(x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous())
-
-
 class _Side(NamedTuple):
     """Targets or sources, and how they are dealt to programs."""
 
@@ -71,10 +55,10 @@ class _Call:
     """The arguments that the kernels take, prepared once."""
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, members: Members) -> None:
-        self.inputs = q, k, v = _rows(q), _rows(k), _rows(v)
+        self.inputs = q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
         self.count, self.heads = members.count(q), q.shape[2]
         self.width, self.v_width = q.shape[3], v.shape[3]
-        strides, align = _strides(q.dtype, *((x.shape, x.stride()) for x in self.inputs))
+        strides, align = strides_of(q.dtype, *((x.shape, x.stride()) for x in self.inputs))
         self.q_strides, self.source_strides = strides[:3], strides[3:]
         self.group = self._group(q.dtype.itemsize)
         where = q.dtype, q.get_device(), self.width, self.v_width, self.group, align

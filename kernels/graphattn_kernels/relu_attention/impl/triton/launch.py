@@ -11,7 +11,7 @@ from torch import Tensor
 
 from graphattn_kernels._members import Members
 from graphattn_kernels._members_triton import num_slots
-from graphattn_kernels._triton import aligned, guard, launch, next_power_of_2
+from graphattn_kernels._triton import aligned, dense_rows, guard, launch, padded, strides_of
 from graphattn_kernels.relu_attention.impl.triton.backward import along_kernel, column_kernel, row_kernel
 from graphattn_kernels.relu_attention.impl.triton.forward import attend_kernel, divide_kernel
 
@@ -92,37 +92,17 @@ class _Kind(NamedTuple):
     members: tuple[torch.dtype | None, ...]
 
 
-@lru_cache(1024)
-def _strides(dtype: torch.dtype, *layouts: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[tuple[int, ...], int]:
-    """Strides of batch, rows and heads of tensors of these shapes and strides, and what they are multiples of."""
-    strides = [0 if n == 1 else step for shape, steps in layouts for n, step in zip(shape[:3], steps[:3], strict=True)]
-    align = 16 // dtype.itemsize
-    while any(n % align for n in (*strides, *(shape[3] for shape, _ in layouts))):
-        align //= 2
-    return tuple(strides), align
-
-
-def _padded(width: int) -> int:
-    """A tensor core takes 16 channels at least."""
-    return max(16, next_power_of_2(width))
-
-
-def _rows(x: Tensor) -> Tensor:
-    """``x [B, N, H, D]`` with its channels dense; the other strides are free, as in a packed projection."""
-    return aligned(x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous())
-
-
 class _Call:
     """The arguments that the kernels take, prepared once."""
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, members: Members, scale: float, causal: bool) -> None:
-        self.inputs = q, k, v = _rows(q), _rows(k), _rows(v)
+        self.inputs = q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
         self.members = Members(*(None if x is None else aligned(x.contiguous()) for x in members))
         self.count = members.count(q)
         self.targets, self.sources, self.heads = q.shape[1], k.shape[1], q.shape[2]
         self.width, self.v_width = q.shape[3], v.shape[3]
         self.scale = Scale.of(scale)
-        strides, align = _strides(q.dtype, *((x.shape, x.stride()) for x in self.inputs))
+        strides, align = strides_of(q.dtype, *((x.shape, x.stride()) for x in self.inputs))
         self.sizes = self.count, self.targets, self.sources, self.heads, *strides
         self.kind = _Kind(
             q.dtype,
@@ -142,7 +122,7 @@ class _Call:
         return 0 in (self.count, self.targets, self.sources, self.heads, self.width, self.v_width)
 
     def config(self, kernel: Any) -> Config:
-        return configure(kernel, max(_padded(self.width), _padded(self.v_width)), self.kind.dtype)
+        return configure(kernel, max(padded(self.width), padded(self.v_width)), self.kind.dtype)
 
     def target_slots(self, rows: int) -> int:
         return num_slots(self.members.target_ptr, self.count, self.targets, rows)
@@ -156,8 +136,8 @@ class _Call:
         constants = {
             "D": kind.width,
             "DV": kind.v_width,
-            "DP": _padded(kind.width),
-            "DVP": _padded(kind.v_width),
+            "DP": padded(kind.width),
+            "DVP": padded(kind.v_width),
             "M": config.rows,
             "N": config.columns,
             "CAUSAL": kind.causal,
@@ -178,7 +158,7 @@ class _Call:
 
     def run_rows(self, kernel: Any, slots: int, rows: int, arrays: tuple[Any, ...], *numbers: float) -> None:
         """Launch one of the kernels without tiles."""
-        constants = {"DV": self.v_width, "DVP": _padded(self.v_width), "M": rows, "num_warps": 4, "num_stages": 1}
+        constants = {"DV": self.v_width, "DVP": padded(self.v_width), "M": rows, "num_warps": 4, "num_stages": 1}
         launch(
             kernel,
             (slots * self.heads, 1, 1),
