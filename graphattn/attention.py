@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -126,9 +126,7 @@ def attend(
     fold = Fold(graph, tuple(values.shape[:-3]), values.shape[-2])
     if watching():  # beside the call, which takes its usual way
         shared = {"edge_bias": edge_bias, "edge_gate": edge_gate, "scale": scale, "clamp": clamp}
-        with torch.no_grad():
-            seen = edge_weights(graph, q, k, score=score, normalizer=rule, **shared)  # type: ignore[arg-type]
-        tell(Seen(graph, q, k, seen))
+        tell(_seen(graph, q, k, score, rule, shared, backend))
 
     weights = None
     operator: AttentionOperator
@@ -334,6 +332,33 @@ def _prepare(
     chosen = resolve_score(score) if ready is None else ready  # type: ignore[arg-type]
     check_inputs(graph, q, k, v, chosen, edge_bias=rows, edge_gate=edge_gate)
     return q, k, v, chosen, edge_bias if callable(edge_bias) else rows, edge_gate
+
+
+def _seen(
+    graph: TokenGraph,
+    q: Tensor | None,
+    k: Tensor | None,
+    score: Score | Tensor,
+    rule: Normalizer,
+    shared: dict[str, Any],
+    backend: str,
+) -> Seen:
+    """The call as diagnostics see it: nothing of the size of the edges unless they ask."""
+
+    def weights() -> Tensor:
+        return edge_weights(graph, q, k, score=score, normalizer=rule, **shared)
+
+    def hop(values: Tensor, equal: bool) -> Tensor:
+        if equal:
+            even = torch.zeros_like(score) if isinstance(score, Tensor) else "dot"
+            zero = None if isinstance(score, Tensor) or q is None else torch.zeros_like(q)
+            found = attend(graph, zero, None if zero is None else k, values, score=even, backend=backend)
+        else:
+            found = attend(graph, q, k, values, score=score, normalizer=rule, backend=backend, **shared)
+        assert isinstance(found, Tensor)
+        return found
+
+    return Seen(graph, q, k, weights, hop=hop)
 
 
 def _dtype(mover: Propagator, values: Tensor) -> torch.dtype:

@@ -14,7 +14,7 @@ _TRAINING = {
     "fit": "train a model, then test its last and its best checkpoint",
     "validate": "score a checkpoint on the validation split",
     "test": "score a checkpoint on the test split",
-    "predict": "write a checkpoint's outputs on the test split",
+    "predict": "write a checkpoint's outputs on the test split; with --images, pictures of a segmentation",
     "leaderboard": "train with several seeds and write the row that a leaderboard asks for",
 }
 _LISTS = ("mechanisms", "models", "datasets", "backends")
@@ -23,6 +23,7 @@ _EPILOG = """examples:
   graphattn fit --config experiments/pattern/small.yaml --trainer.max_epochs=5 --seed_everything=1
   graphattn fit --config runs/pattern-small/seed_41/config.yaml --ckpt_path last      (resume)
   graphattn test --config runs/pattern-small/seed_41/config.yaml --ckpt_path best
+  graphattn predict --config runs/horses/seed_0/config.yaml --ckpt_path best --images photos --out pictures
   graphattn leaderboard --config experiments/ogb/molhiv.yaml --seeds 10             (the same again goes on)
   graphattn fit --help                                                              (all options)
   graphattn list datasets
@@ -105,7 +106,11 @@ def _train(command: str, arguments: list[str]) -> int:
     # A console script does not have the current folder on its path, where a user keeps the model that a config names.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    if command == "leaderboard":
+    if command == "predict" and any(argument.partition("=")[0] == "--images" for argument in arguments):
+        from graphattn.training.predict_images import run as predict_images
+
+        predict_images(arguments)
+    elif command == "leaderboard":
         from graphattn.training import run_leaderboard
 
         run_leaderboard(arguments)

@@ -7,7 +7,16 @@ from typing import Literal, NamedTuple
 
 __all__ = ["Anchor", "DatasetInfo"]
 
-Task = Literal["node", "inductive_node", "graph_regression", "graph_classification", "image_classification", "link"]
+Task = Literal[
+    "node",
+    "inductive_node",
+    "graph_regression",
+    "graph_classification",
+    "image_classification",
+    "segmentation",
+    "language_modelling",
+    "link",
+]
 Metric = Literal[
     "accuracy",
     "balanced_accuracy",
@@ -19,6 +28,9 @@ Metric = Literal[
     "hits@20",
     "hits@50",
     "hits@100",
+    "max_f",
+    "instance_ap",
+    "bits_per_character",
 ]
 
 

@@ -52,13 +52,16 @@ def load_dataset(
         **options: ``force_reload``; sets of graphs: ``pre_filter``; PATTERN, CLUSTER: ``seed``,
             ``num_graphs`` (three counts); sets with ten masks: ``split_index`` (default 0; None keeps masks
             ``[N, 10]``); TU sets: ``fold`` (0..9; None gives the undivided set), ``use_node_attr`` (default
-            True), ``use_edge_attr``; images: ``num_val``, ``split_seed``.
+            True), ``use_edge_attr``; images: ``num_val``, ``split_seed``; photographs with
+            masks: also ``size``, ``on_error``; texts: ``context``, ``stride``, ``num_characters``.
 
     Returns:
         :class:`Splits` of PyG in-memory data sets for a set of graphs with ``split=None`` (TU: with
         ``fold``), else one data set; node sets hold one graph with masks bool ``[N]``. Each has ``info``
         (:class:`DatasetInfo`) and ``exactness`` (what is exact about the copy that was loaded). Images come as
-        :class:`~graphattn_datasets.images.ImageSet`.
+        :class:`~graphattn_datasets.images.ImageSet`, photographs with masks as
+        :class:`~graphattn_datasets.images.segmentation.SegmentationSet`, texts as
+        :class:`~graphattn_datasets.text.TextSet`.
 
     Raises:
         ArgumentError: If a name, split or option does not exist.
@@ -66,7 +69,7 @@ def load_dataset(
         MissingPackageError: If torch-geometric is not installed.
     """
     info = dataset_info(name)
-    if info.task != "image_classification":
+    if info.task not in ("image_classification", "segmentation", "language_modelling"):
         require("torch_geometric", extra="pyg", purpose=f"the data set {info.name!r}")
     module, _, function = info.loader.partition(":")
     make = getattr(importlib.import_module(module), function)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from graphattn.registry import Registry
 from graphattn_datasets.catalog import CATALOG
 from graphattn_datasets.images.catalog import IMAGE_CATALOG
+from graphattn_datasets.images.segmentation.catalog import SEGMENTATION_CATALOG
 from graphattn_datasets.info import DatasetInfo
 from graphattn_datasets.ogb.catalog import OGB_CATALOG
+from graphattn_datasets.text.catalog import TEXT_CATALOG
 
 __all__ = ["DATASETS", "dataset_info", "list_datasets"]
 
@@ -20,7 +22,7 @@ _ALIASES = {
 }
 
 DATASETS: Registry[DatasetInfo] = Registry("data set")
-for _info in (*CATALOG, *IMAGE_CATALOG, *OGB_CATALOG):
+for _info in (*CATALOG, *IMAGE_CATALOG, *SEGMENTATION_CATALOG, *TEXT_CATALOG, *OGB_CATALOG):
     DATASETS.register(_info.name)(_info)
 
 
@@ -29,7 +31,8 @@ def list_datasets(task: str | None = None) -> list[str]:
 
     Args:
         task: Only those of this task (``"node"``, ``"inductive_node"``, ``"graph_regression"``,
-            ``"graph_classification"``, ``"image_classification"``, ``"link"``).
+            ``"graph_classification"``, ``"image_classification"``, ``"segmentation"``,
+            ``"language_modelling"``, ``"link"``).
     """
     return [name for name in DATASETS.names() if task is None or DATASETS.get(name).task == task]
 

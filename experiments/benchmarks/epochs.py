@@ -5,9 +5,11 @@
 The same network each time: the same weights at the start, the same batches, optimiser and loss; only the module that
 computes attention is another. The loss curves of the first steps must agree, or there is no time. Batches of 128
 graphs wait on the device; what an attention needs of a batch (sorted edges, padding and masks) is made anew in every
-step and is part of the time. Eager steps of networks this small are bound by the host, whatever their attention:
+step and is part of the time. Eager steps of networks this small are bound by the host, whatever their attention.
 ``--how capture`` times what the device does, every step being one CUDA graph (for all alike, and without what is made
-anew).
+anew). ``--how train`` times what a user of this library gets with ``capture: true``
+(:class:`graphattn.training.captured.CapturedSteps`: one CUDA graph for all batches, which are filled up to one size,
+copies and sorting included) beside the others' eager steps, whose shapes change from batch to batch.
 """
 
 from __future__ import annotations
@@ -67,8 +69,8 @@ def run(
 ) -> list[Epoch]:
     """Time ``steps`` training steps of every attention; ``small`` are options of the model, for tests.
 
-    ``how``: ``"eager"``, ``"compile"`` (each block through ``torch.compile``) or ``"capture"`` (a step is one CUDA
-    graph, sorted edges and masks made before).
+    ``how``: ``"eager"``, ``"compile"`` (each block through ``torch.compile``), ``"capture"`` (a step is one CUDA
+    graph, sorted edges and masks made before) or ``"train"`` (ours as captured steps, the others eager).
 
     Raises:
         RuntimeError: If the loss curves do not agree.
@@ -121,6 +123,8 @@ def _train(
             block.attention = other(block.attention)
         if how == "compile":  # one compilation serves every layer and every size of a batch
             block.compile(dynamic=True)
+    if how == "train" and other is None:
+        return _train_captured(model, network, data, steps, device)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-4, capturable=how == "capture")
 
     def train(batch: Batch, ready: Ready) -> Tensor:
@@ -145,6 +149,77 @@ def _train(
         _synchronize(device)
         times.append(time.perf_counter() - begin)
     return times, losses
+
+
+def _train_captured(
+    model: nn.Module, network: Network, data: list[Batch], steps: int, device: torch.device
+) -> tuple[list[float], list[float]]:
+    """As users train with ``capture: true``, without Lightning around it."""
+    from graphattn.training.captured import CapturedSteps
+
+    task = Task(model, network).train()
+    run = CapturedSteps(task, torch.optim.Adam(model.parameters(), lr=5e-4))
+    half = network.autocast or torch.float32
+    batches = [as_pyg(batch) for batch in data]
+    losses, times = [], []
+    with torch.autocast(device.type, half, enabled=network.autocast is not None):
+        for batch in batches:
+            losses.append(run(batch).loss.item())
+        for _ in range(2):  # the recording, and its first replay
+            run(batches[0])
+        for step in range(steps):
+            _synchronize(device)
+            begin = time.perf_counter()
+            run(batches[step % len(batches)])
+            _synchronize(device)
+            times.append(time.perf_counter() - begin)
+    return times, losses
+
+
+class Task(nn.Module):
+    """What captured steps ask of a task."""
+
+    def __init__(self, model: nn.Module, network: Network) -> None:
+        super().__init__()
+        self.model, self.classes = model, network.classes
+
+    def forward(self, batch: Any) -> Tensor:
+        """The network on a batch of PyG."""
+        options = {"batch": batch.batch, "num_graphs": batch.num_graphs}
+        graph = TokenGraph.from_edge_index(batch.edge_index, batch.x.shape[0], ptr=batch.ptr, validate=False)
+        return self.model(batch.x, graph, batch.get("edge_attr"), batch.pe, **options)
+
+    def rows(self, output: Tensor, batch: Any, stage: str) -> tuple[Tensor, Tensor]:
+        """All nodes, or all graphs."""
+        return (output.view(-1) if self.classes is None else output), batch.y
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The loss of the published networks over what was not filled up."""
+        if self.classes is None:
+            labelled = ~target.isnan()
+            error = (prediction - target.nan_to_num(0.0)).abs().where(labelled, 0.0)
+            return error.sum() / labelled.sum()
+        counted = (target >= 0).float()
+        count = counted.new_zeros(self.classes).scatter_add(0, target.clamp(min=0), counted)
+        weight = torch.where(count > 0, 1 - count / count.sum(), 0.0)
+        return F.cross_entropy(prediction, target, weight=weight)
+
+
+def as_pyg(batch: Batch) -> Any:
+    """A batch of PyG, which knows its sizes on the host."""
+    from torch_geometric.data import Batch as PygBatch
+
+    found, ptr = PygBatch(), batch.ptr.cpu()
+    edges = torch.searchsorted(ptr, batch.edge_index[1].cpu(), right=True).sub(1).bincount(minlength=batch.num_graphs)
+    edge_ptr = torch.cat([edges.new_zeros(1), edges.cumsum(0)])
+    graph_ptr = torch.arange(batch.num_graphs + 1)
+    found._num_graphs, found._slice_dict = batch.num_graphs, {}
+    labels = ptr if batch.y.shape[0] == batch.x.shape[0] else graph_ptr
+    for key, slices in (("x", ptr), ("edge_index", edge_ptr), ("edge_attr", edge_ptr), ("pe", ptr), ("y", labels)):
+        if getattr(batch, key) is not None:
+            found[key], found._slice_dict[key] = getattr(batch, key), slices
+    found.batch, found.ptr = batch.member, batch.ptr
+    return found
 
 
 def _captured(train: Callable[[Batch, Ready], Tensor], data: list[tuple[Batch, Ready]]) -> list[torch.cuda.CUDAGraph]:
@@ -221,7 +296,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--networks", default=",".join(NETWORKS), help="default: all three")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="20 steps, scaled to an epoch, instead of a whole one")
-    parser.add_argument("--how", default="eager", choices=("eager", "compile", "capture"), help="default: eager")
+    parser.add_argument(
+        "--how", default="eager", choices=("eager", "compile", "capture", "train"), help="default: eager"
+    )
     parser.add_argument("--out", type=Path, help="folder for epochs.json and epochs.md")
     options = parser.parse_args(argv)
     if options.how == "capture" and torch.device(options.device).type != "cuda":

@@ -81,20 +81,22 @@ def look(table: dict[str, list[Results]], folder: Path) -> str:
 def look_at(folder: Path) -> Looked:
     """What the network of a run's last checkpoint reads in the first images of the test set."""
     model, test = trained(folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, test = model.to(device), test.to(device)
     batch = test[slice(0, IMAGES)]
     images, labels = batch["x"], batch["y"]
     with torch.no_grad(), record(model) as layers:
         model(images)
     cosines = [perron_cosines(entry) for entry in layers]
     relevance = token_relevance(layers, HOW)[..., model.num_prefix_tokens :].unflatten(-1, model.patch_embed.grid_size)
-    noise = torch.rand(relevance.shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(relevance.shape, generator=torch.Generator().manual_seed(0)).to(device)
     curves = {
         "morf": deletion_curve(model, images, labels, relevance, order="morf", steps=STEPS),
         "lerf": deletion_curve(model, images, labels, relevance, order="lerf", steps=STEPS),
         "random": deletion_curve(model, images, labels, noise, steps=STEPS),
     }
     means = [(float(pair.left.mean()), float(pair.right.mean())) for pair in cosines]
-    return Looked(means, curves, test.pixels(images[:SHOWN]), relevance[:SHOWN])
+    return Looked(means, curves, test.pixels(images[:SHOWN]).cpu(), relevance[:SHOWN].cpu())
 
 
 def trained(folder: Path) -> tuple[Any, Any]:

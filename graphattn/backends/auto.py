@@ -2,11 +2,13 @@
 
 | device | graph | in turn, the first that serves the call |
 | --- | --- | --- |
-| CUDA | complete, causal, blocks of one size | sdpa, tiles, flex, edges |
+| CUDA | complete, causal, blocks of one size, windows of prompts | sdpa, tiles, flex, edges |
 | CUDA | another pattern, tiles filled :func:`~graphattn.graph.prepared.least_fill` or more | tiles, flex, edges |
 | CUDA | a list of edges, estimated to fill tiles that much, or prepared for tiles | tiles, edges |
+| any | lists of sources for blocks of :data:`LEAST_BLOCK` targets or more | lists, edges |
+| CUDA | bits | tiles, edges |
 | CUDA | any other | edges |
-| CPU | the same, of :data:`CPU_DENSE` sources or more, and one width of q and v | sdpa, edges |
+| CPU | the first four, of :data:`CPU_DENSE` sources or more, and one width of q and v | sdpa, edges |
 | CPU | any other | edges |
 
 Edges: ``triton`` on CUDA, ``numba`` on CPU, ``gather`` where these cannot run. ``reference`` and ``flash`` are taken by
@@ -21,9 +23,12 @@ from graphattn.backends.base import Backend, Call
 from graphattn.backends.edges import EDGES
 from graphattn.backends.flash import Flash
 from graphattn.backends.flex import Flex
+from graphattn.backends.lists import Lists
 from graphattn.backends.sdpa import Sdpa
 from graphattn.backends.tiles import Tiles
 from graphattn.errors import ArgumentError, BackendError
+from graphattn.graph.graph_window import GraphWindow
+from graphattn.graph.lists import ListGraph
 from graphattn.graph.prepared import suitable_blocks
 from graphattn_kernels import backends as kernels
 from graphattn_kernels.csr_attention.api import select
@@ -35,8 +40,11 @@ __all__ = ["BACKENDS", "choose", "choose_steps", "named"]
 # 512 tokens, numba 49 / 197 ms, sdpa 13 / 63 ms.
 CPU_DENSE = 256
 
-SDPA, TILES, FLEX = Sdpa(), Tiles(), Flex()
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (*EDGES, TILES, FLEX, SDPA, Flash())}
+# Targets that must share a list for products of matrices to be worth while; for fewer, edges are walked along.
+LEAST_BLOCK = 8
+
+SDPA, TILES, FLEX, LISTS = Sdpa(), Tiles(), Flex(), Lists()
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (*EDGES, TILES, LISTS, FLEX, SDPA, Flash())}
 
 
 def choose(call: Call) -> tuple[Backend, str]:
@@ -44,6 +52,10 @@ def choose(call: Call) -> tuple[Backend, str]:
     graph, on_cuda, width = call.graph, call.device.type == "cuda", call.q.shape[-1]
     if (on_cuda or _is_wide(call)) and SDPA.reason(call) is None:
         return SDPA, "the graph is dense"
+    if isinstance(graph, ListGraph):
+        if graph.block >= LEAST_BLOCK and LISTS.reason(call) is None:
+            return LISTS, "each block of targets reads one list of sources"
+        return BACKENDS[select("auto", call.q, call.v)], "lists do not serve this call, and edges have every option"
     if on_cuda and TILES.lacks(call) is None and suitable_blocks(graph, width) is not None:
         return TILES, "the tiles of the graph are full enough for tensor cores"
     if on_cuda and graph.pattern is not None and FLEX.lacks(call) is None and suitable_blocks(graph, width) is not None:
@@ -85,6 +97,8 @@ def named(name: str, call: Call) -> Backend:
 def _is_wide(call: Call) -> bool:
     """Whether rows are long enough for PyTorch's kernel on CPU, which has one width for q and v only."""
     graph = call.graph
+    if isinstance(graph.pattern, GraphWindow):
+        return call.q.shape[-1] == call.v.shape[-1]  # every batch has its own, and listing its edges costs more
     if graph.pattern is None or graph.num_sources < CPU_DENSE * max(graph.num_members, 1):
         return False
     return call.q.shape[-1] == call.v.shape[-1]

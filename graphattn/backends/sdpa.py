@@ -1,13 +1,16 @@
-"""PyTorch's own dense attention, where the graph is dense: complete, causal, or complete in members of one size."""
+"""PyTorch's own dense attention, where the graph is dense: complete, causal (but for a few rows), or complete in
+members of one size."""
 
 from __future__ import annotations
 
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from graphattn.backends._windowed import windowed_attention
 from graphattn.backends.base import Backend, Call, Result, waits_for_nothing
-from graphattn.backends.plain import lacks
+from graphattn.backends.plain import Layout, lacks
 from graphattn.graph import TokenGraph
+from graphattn.graph.graph_window import GraphWindow
 from graphattn.graph.rules import Blocks, Causal, Complete
 
 __all__ = ["Sdpa", "dense_members"]
@@ -35,11 +38,19 @@ class Sdpa(Backend):
         reason = lacks(call)
         if reason is not None:
             return reason
+        pattern = call.graph.pattern
+        if isinstance(pattern, GraphWindow):
+            return None
         if dense_members(call.graph) is None:
-            return "it is for patterns that are complete, causal, or blocks of one size"
+            return "it is for patterns that are complete, causal, or blocks of one size, and for windows of prompts"
         return None
 
     def run(self, call: Call) -> Result:
+        pattern = call.graph.pattern
+        if isinstance(pattern, GraphWindow):
+            layout = Layout(pattern, call.q)
+            q, k, v = (layout.fold(x) for x in (call.q, call.k, call.v))
+            return Result(layout.unfold(windowed_attention(pattern, q, k, v, call.scale, _ORDER)))
         dense = dense_members(call.graph)
         assert dense is not None
         members, is_causal = dense

@@ -5,6 +5,7 @@ from __future__ import annotations
 from graphattn.backends.base import Backend, Call, Result, reason_in, waits_for_nothing
 from graphattn.backends.plain import Layout, lacks
 from graphattn.errors import BackendError
+from graphattn.graph.bits import BitGraph
 from graphattn.graph.prepared import blocks_of
 from graphattn_kernels import backends as kernels
 from graphattn_kernels.block_attention.api import block_attention, select
@@ -35,7 +36,7 @@ class Tiles(Backend):
 
     def reason(self, call: Call) -> str | None:
         graph, reason = call.graph, self.lacks(call)
-        if reason is not None or graph._blocks is not None:
+        if reason is not None or graph._blocks is not None or isinstance(graph, BitGraph):
             return reason
         if waits_for_nothing(call.device):
             return "its tiles are not built; call graph.prepare('tiles') before compiling or capturing"

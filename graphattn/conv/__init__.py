@@ -17,9 +17,21 @@ if TYPE_CHECKING:
     from graphattn.conv.graph_transformer_conv import GraphTransformerConv as GraphTransformerConv
     from graphattn.conv.hgt_conv import HGTConv as HGTConv
     from graphattn.conv.infsa_conv import InfSAConv as InfSAConv
+    from graphattn.conv.sparsifiner_conv import SparsifinerConv as SparsifinerConv
+    from graphattn.conv.ssa_conv import SSAConv as SSAConv
     from graphattn.conv.transformer_conv import TransformerConv as TransformerConv
 
-__all__ = ["GATConv", "GATv2Conv", "GPSConv", "GraphTransformerConv", "HGTConv", "InfSAConv", "TransformerConv"]
+__all__ = [
+    "GATConv",
+    "GATv2Conv",
+    "GPSConv",
+    "GraphTransformerConv",
+    "HGTConv",
+    "InfSAConv",
+    "SSAConv",
+    "SparsifinerConv",
+    "TransformerConv",
+]
 
 _HOME = {
     "GATConv": "gat_conv",
@@ -28,6 +40,8 @@ _HOME = {
     "GraphTransformerConv": "graph_transformer_conv",
     "HGTConv": "hgt_conv",
     "InfSAConv": "infsa_conv",
+    "SSAConv": "ssa_conv",
+    "SparsifinerConv": "sparsifiner_conv",
     "TransformerConv": "transformer_conv",
 }
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graphattn.conv._remembered import remembered
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph, patterns
 from graphattn.mechanisms import MECHANISMS, Mechanism
@@ -136,17 +137,21 @@ class GPSConv(nn.Module):
 
 
 def complete_graphs(x: Tensor, batch: Tensor | None) -> TokenGraph:
-    """Every node reads every node of its own graph, itself included."""
+    """Every node reads every node of its own graph, itself included; made once for the layers that share ``batch``."""
     if batch is None:
         return patterns.complete(x.shape[0], device=x.device)
     if batch.shape != x.shape[:1]:
         raise ArgumentError(f"batch must be [N], the graph of each of {x.shape[0]} nodes, got {list(batch.shape)}")
+    return remembered((batch,), ("complete",), lambda: _blocks(batch))
+
+
+def _blocks(batch: Tensor) -> TokenGraph:
     on_host = not (batch.is_cuda or torch.compiler.is_compiling())
     if on_host and bool((batch.diff() < 0).any()):
         raise ArgumentError("batch must ascend (PyG's batches do); sort the nodes by their graph first")
     num_graphs = int(batch[-1]) + 1 if batch.numel() else 0
     ptr = torch.searchsorted(batch.contiguous(), torch.arange(num_graphs + 1, device=batch.device))
-    return patterns.blocks(ptr, num_tokens=x.shape[0], validate=on_host)
+    return patterns.blocks(ptr, num_tokens=batch.shape[0], validate=on_host)
 
 
 def _mechanism(kind: Any, channels: int, heads: int, options: dict[str, Any]) -> Mechanism:

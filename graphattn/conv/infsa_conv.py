@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from graphattn.attention import AttentionOutput
 from graphattn.conv._base import QueryKeyValueConv
+from graphattn.conv._members import with_members
 from graphattn.conv._pyg import Linear
-from graphattn.conv._remembered import remembered
-from graphattn.errors import ArgumentError, ArgumentTypeError
+from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
-from graphattn.graph.check import check_members
-from graphattn.mechanisms._infinite import Decay
 from graphattn.mechanisms.base import drop_seed
 from graphattn.mechanisms.infsa import infsa
+from graphattn.mechanisms.parts.infinite import Decay
 
 __all__ = ["InfSAConv"]
 
@@ -156,7 +154,7 @@ class InfSAConv(QueryKeyValueConv):
         """
         x_source, x_target, num_targets = self._nodes(x, size)
         edges = self._edges(edge_index, edge_attr, x_source.shape[0], num_targets)
-        graph = edges.graph if batch is None else _with_members(edges.graph, batch)
+        graph = edges.graph if batch is None else with_members(edges.graph, batch)
         q, k, v = self._project(x_source, x_target, num_targets)
         options: dict[str, Any] = {"hops": self.hops, "eps": self.eps, "backend": self.backend}
         if edges.attr is not None:
@@ -189,34 +187,3 @@ class InfSAConv(QueryKeyValueConv):
 
     def _combine(self, out: Tensor, x_target: Tensor | None) -> Tensor:
         return out if self.lin_skip is None else out + self.lin_skip(x_target)
-
-
-def _with_members(graph: TokenGraph, batch: Tensor | tuple[Tensor, Tensor]) -> TokenGraph:
-    """The graph with its members marked; waits for the device, once for all calls with these objects."""
-    if graph.target_ptr is not None:
-        raise ArgumentError("batch must be None for a TokenGraph that knows its members, got a tensor")
-    pair = tuple(batch) if isinstance(batch, (tuple, list)) else (batch, batch)
-    if len(pair) != 2 or not all(isinstance(x, Tensor) and x.dtype == torch.int64 for x in pair):
-        raise ArgumentTypeError("batch must be an int64 tensor [N], or a pair for sources and targets")
-    for name, x, size in zip(("sources", "targets"), pair, (graph.num_sources, graph.num_targets), strict=True):
-        if x.shape != (size,):
-            raise ArgumentError(f"batch must have an entry for each of {size} {name}, got {list(x.shape)}")
-
-    def make() -> TokenGraph:
-        if any(bool((x.diff() < 0).any()) for x in pair):
-            raise ArgumentError("batch must ascend (PyG's batches do); sort the nodes by their graph first")
-        count = max((int(x[-1]) + 1 for x in pair if x.numel()), default=1)
-        every = torch.arange(count + 1, device=graph.device)
-        source_ptr, target_ptr = (torch.searchsorted(x.contiguous(), every) for x in pair)
-        if pair[0] is pair[1]:
-            source_ptr = target_ptr
-        check_members(graph.edge_index, target_ptr, source_ptr)
-        return TokenGraph(
-            graph.csr,
-            num_targets=graph.num_targets,
-            num_sources=graph.num_sources,
-            target_ptr=target_ptr,
-            source_ptr=source_ptr,
-        )
-
-    return remembered((graph, *pair), ("members",), make)

@@ -67,7 +67,7 @@ def symmetrize(graph: TokenGraph) -> TokenGraph:
 def with_self_loops(graph: TokenGraph) -> TokenGraph:
     """Every token reads itself exactly once; new loops come after the edges that are there."""
     graph._need_square("with_self_loops")
-    if graph.pattern is not None:
+    if graph.pattern is not None and not graph.leading:
         from graphattn.graph.pattern import Union
 
         return Union(graph.pattern, _loops(graph), graph.target_ptr, graph.source_ptr)
@@ -93,7 +93,7 @@ def with_self_loops(graph: TokenGraph) -> TokenGraph:
 def without_self_loops(graph: TokenGraph) -> TokenGraph:
     """No token reads itself; the other edges keep their order."""
     graph._need_square("without_self_loops")
-    if graph.pattern is not None:
+    if graph.pattern is not None and not graph.leading:
         from graphattn.graph.pattern import Difference
 
         return Difference(graph.pattern, _loops(graph), graph.target_ptr, graph.source_ptr)

@@ -72,14 +72,24 @@ def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
 def _by_rule(graph: TokenGraph, blocks: Blocks) -> MaskMod:
     pattern, target, source = graph.pattern, blocks.target, blocks.source
     assert pattern is not None
-    contains = pattern.contains
+    contains, axes = pattern.contains, graph.leading_axes
+    targets, sources = graph.num_targets, graph.num_sources
+    many, heads = axes.startswith("b"), graph.leading[-1] if axes.endswith("h") else 0
+
+    def numbered(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The rule numbers tokens on over the copies of the graph."""
+        if not axes:
+            return contains(t, s)
+        copy = (b * heads + h if many else h) if heads else b
+        return contains(copy * targets + t, copy * sources + s)
+
     if target is None and source is None:
-        return lambda b, h, t, s: contains(t, s)
+        return numbered
 
     def rule(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         t = t if target is None else target[t]
         s = s if source is None else source[s]
-        return contains(t.clamp(min=0), s.clamp(min=0)) & (t >= 0) & (s >= 0)
+        return numbered(b, h, t.clamp(min=0), s.clamp(min=0)) & (t >= 0) & (s >= 0)
 
     return rule
 

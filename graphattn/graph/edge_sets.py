@@ -117,7 +117,7 @@ def _unique_keys(graph: TokenGraph) -> Tensor:
 def _found(keys: Tensor, graph: TokenGraph) -> Tensor:
     """Which keys are edges of the graph."""
     if graph.pattern is not None:
-        sources = max(graph.num_sources, 1)
+        sources = max(graph.num_copies * graph.num_sources, 1)
         return graph.pattern.contains(keys // sources, keys % sources)
     known = _keys(graph)
     if known.shape[0] == 0:

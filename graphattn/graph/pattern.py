@@ -134,6 +134,7 @@ class Transposed(Pattern):
             source_ptr=inner.target_ptr,
         )
         self.inner = inner
+        self._leading, self._leading_axes = inner.leading, inner.leading_axes
 
     def contains(self, target: Tensor, source: Tensor) -> Tensor:
         return self.inner.contains(source, target)
@@ -176,6 +177,7 @@ class _Pair(Pattern):
         )
         self.first = first
         self.second = second
+        self._leading, self._leading_axes = first.leading, first.leading_axes
 
     @property
     def num_edges(self) -> int:
@@ -189,7 +191,13 @@ class _Pair(Pattern):
         return self.first.tile(*rectangle), self.second.tile(*rectangle)
 
     def _explicit(self, pattern: Pattern) -> TokenGraph:
-        return TokenGraph(pattern.csr, num_targets=self._num_targets, num_sources=self._num_sources)
+        return TokenGraph(
+            pattern.csr,
+            num_targets=self._num_targets,
+            num_sources=self._num_sources,
+            leading=self._leading,
+            leading_axes=self._leading_axes,
+        )
 
     def __repr__(self) -> str:
         return f"({self.first!r} {self._sign} {self.second!r})"
@@ -209,7 +217,8 @@ class Union(_Pair):
 
     @property
     def max_edges(self) -> int:
-        return min(self.first.max_edges + self.second.max_edges, self._num_targets * self._num_sources)
+        pairs = self.num_copies * self._num_targets * self._num_sources
+        return min(self.first.max_edges + self.second.max_edges, pairs)
 
     def _enumerate(self) -> Csr:
         from graphattn.graph import algebra

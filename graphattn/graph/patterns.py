@@ -15,6 +15,7 @@ from torch import Tensor
 
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import check
+from graphattn.graph.graph_window import GraphWindow, graph_window
 from graphattn.graph.neighbourhood import Neighbourhood
 from graphattn.graph.pattern import Difference, Intersection, Pattern, Transposed, Union
 from graphattn.graph.random_graphs import expander, random_regular
@@ -25,6 +26,7 @@ __all__ = [
     "Causal",
     "Complete",
     "Difference",
+    "GraphWindow",
     "Grid",
     "Hubs",
     "Neighbourhood",
@@ -38,6 +40,7 @@ __all__ = [
     "causal",
     "complete",
     "expander",
+    "graph_window",
     "grid",
     "hubs",
     "neighbourhood",

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 
 from graphattn.errors import ArgumentError
+from graphattn.graph.bits import BitGraph
 from graphattn.graph.block_mask import to_block_mask
+from graphattn.graph.graph_window import GraphWindow
+from graphattn.graph.lists import ListGraph
 from graphattn.graph.neighbourhood import Neighbourhood
 from graphattn.graph.order import image_tiles
 from graphattn.graph.pattern import Pattern
@@ -17,6 +20,7 @@ from graphattn.graph.tiles import DuplicateEdgesError
 from graphattn.graph.tiling import Order, make_blocks
 from graphattn.graph.token_graph import TokenGraph
 from graphattn_kernels._schedule import schedule_of
+from graphattn_kernels.bits import to_blocks
 from graphattn_kernels.blocks import Blocks
 
 __all__ = ["block_size", "blocks_of", "estimated_fill", "flex_mask_of", "prepare", "suitable_blocks"]
@@ -55,7 +59,10 @@ def prepare(graph: TokenGraph, backend: str, block: int | tuple[int, int] | None
         flex_mask_of(graph)
         return
     on_cuda = graph.device.type == "cuda"
-    if backend in ("sdpa", "flash"):
+    if isinstance(graph.pattern, GraphWindow) and backend in ("auto", "sdpa"):
+        _ = graph.pattern.row_mask
+        return
+    if backend in ("sdpa", "flash", "lists") or (backend == "auto" and on_cuda and isinstance(graph, ListGraph)):
         return
     if backend == "auto" and on_cuda:
         if _is_dense(graph.pattern):
@@ -99,6 +106,8 @@ def suitable_blocks(graph: TokenGraph, width: int | None = None) -> Blocks | Non
         graph: The graph.
         width: Channels of a head; ``None``: as many as favour tiles.
     """
+    if isinstance(graph, BitGraph):  # its tiles cost one kernel, its edges a wait
+        return blocks_of(graph)
     if torch.compiler.is_compiling() or (graph.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
         return None if graph._tile_fill is None or graph._tile_fill < least_fill(width) else graph._blocks
     if graph._tile_fill is None:
@@ -141,6 +150,9 @@ def _fill(graph: TokenGraph) -> float:
 
 def _make(graph: TokenGraph, block: int | tuple[int, int] | None, order: Order) -> Blocks:
     rule = graph.pattern
+    if isinstance(graph, BitGraph) and order is None and (block is None or isinstance(block, int)):
+        size = block_size(graph)[0] if block is None else block
+        return to_blocks(graph.flat_words, graph.num_sources, size, graph.leading_axes)
     if order is None and isinstance(rule, Grid | Neighbourhood) and rule.width > _CELLS < rule.height:
         # A cell's neighbours stand in a few squares of cells, but in as many stretches of rows as the radius says.
         order = image_tiles(rule.height, rule.width, _CELLS)

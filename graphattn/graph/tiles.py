@@ -126,7 +126,11 @@ def tiles_of_edges(graph: TokenGraph, target: Side, source: Side) -> tuple[Tiles
 
 
 def tiles_of_rule(pattern: Pattern, target: Side, source: Side) -> tuple[Tiles, Side, Side]:
-    """Tiles that a rule cannot rule out, their pairs looked at unless it says that all are edges."""
+    """Tiles that a rule cannot rule out, their pairs looked at unless it says that all are edges.
+
+    The copies of a graph with leading dimensions have rows of tiles one after the other, and are told apart by the
+    rule, whose tokens are numbered on over them.
+    """
     used = _read(target.used, source.used)
     target, source = _cut(target, source, used)
     device, columns = pattern.device, max(source.blocks, 1)
@@ -136,8 +140,11 @@ def tiles_of_rule(pattern: Pattern, target: Side, source: Side) -> tuple[Tiles, 
     kept, masks, turned = [number[full]], [], []
     whole = [torch.ones_like(kept[0], dtype=torch.bool)]
     for part in asked.split(max(_PAIRS // (target.block * source.block), 1)):
-        t, s = targets[part // columns, :, None], sources[part % columns, None, :]
-        pairs = pattern.contains(t.clamp(min=0), s.clamp(min=0)) & (t >= 0) & (s >= 0)
+        row = part // columns
+        copy = (row // max(target.blocks, 1))[:, None, None]
+        t, s = targets[row % max(target.blocks, 1), :, None], sources[part % columns, None, :]
+        pairs = pattern.contains(t.clamp(min=0) + copy * target.num_tokens, s.clamp(min=0) + copy * source.num_tokens)
+        pairs = pairs & (t >= 0) & (s >= 0)
         some, every = pairs.flatten(1).any(1), pairs.flatten(1).all(1)
         kept.append(part[some])
         whole.append(every[some])
@@ -170,14 +177,17 @@ def _candidates(pattern: Pattern, targets: Tensor, sources: Tensor) -> tuple[Ten
     area = targets.shape[1] * sources.shape[1]
     columns = max(sources.shape[0], 1)
     numbers, full = [], []
-    for begin in range(0, targets.shape[0], max(_TILES // columns, 1)):
-        rows = slice(begin, begin + max(_TILES // columns, 1))
-        some, every = pattern.tile(t_first[rows, None], t_last[rows, None], s_first, s_last)
-        pairs = t_count[rows, None] * s_count  # of tokens that are there
-        some, every = some & (pairs > 0), every & (pairs == area)
-        number = some.flatten().nonzero().flatten()
-        numbers.append(number + begin * columns)
-        full.append(every.flatten()[number])
+    for copy in range(pattern.num_copies):
+        t_before, s_before = copy * pattern.num_targets, copy * pattern.num_sources
+        for begin in range(0, targets.shape[0], max(_TILES // columns, 1)):
+            rows = slice(begin, begin + max(_TILES // columns, 1))
+            t_ends, s_ends = (x[rows, None] + t_before for x in (t_first, t_last)), (s_first, s_last)
+            some, every = pattern.tile(*t_ends, *(x + s_before for x in s_ends))
+            pairs = t_count[rows, None] * s_count  # of tokens that are there
+            some, every = some & (pairs > 0), every & (pairs == area)
+            number = some.flatten().nonzero().flatten()
+            numbers.append(number + (copy * targets.shape[0] + begin) * columns)
+            full.append(every.flatten()[number])
     if not numbers:
         return torch.zeros(0, dtype=torch.int64, device=targets.device), torch.zeros(0, dtype=torch.bool)
     return torch.cat(numbers), torch.cat(full)

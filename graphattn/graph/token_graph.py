@@ -12,15 +12,15 @@ An edge ``source -> target`` lets the target read the source: the target asks (q
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from graphattn.errors import ArgumentError
-from graphattn.graph import check, pytree
-from graphattn.graph.csr import Csc, Csr, batch_vector, rows, sort_by_source, sort_by_target
+from graphattn.graph import pytree
+from graphattn.graph.construction import Construction
+from graphattn.graph.csr import Csc, Csr, batch_vector, rows, sort_by_source
 from graphattn_kernels import Structure, View
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Csc", "Csr", "TokenGraph"]
 
 
-class TokenGraph:
+class TokenGraph(Construction):
     """An immutable, possibly bipartite directed graph over tokens.
 
     Make one with :meth:`from_edge_index` or another ``from_`` method, with a pattern of
@@ -80,164 +80,6 @@ class TokenGraph:
         self._source_ptr = None if source_ptr is target_ptr else source_ptr  # None: as target_ptr
         self._leading = leading
         self._leading_axes = leading_axes
-
-    # --- construction -------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_edge_index(
-        cls,
-        edge_index: Tensor,
-        num_tokens: int | None = None,
-        *,
-        num_targets: int | None = None,
-        num_sources: int | None = None,
-        ptr: Tensor | None = None,
-        target_ptr: Tensor | None = None,
-        source_ptr: Tensor | None = None,
-        validate: bool = True,
-    ) -> TokenGraph:
-        """A graph from PyG's ``edge_index``.
-
-        Args:
-            edge_index: Integer ``[2, E]``: sources, then targets. Duplicates count twice in attention.
-            num_tokens: Number of tokens of a square graph; default: the end of ``ptr``, or else the largest
-                index plus one.
-            num_targets: Number of targets of a bipartite graph (instead of ``num_tokens``).
-            num_sources: Number of sources of a bipartite graph (instead of ``num_tokens``).
-            ptr: ``[B + 1]`` first token of each member of a square batch, ending with ``num_tokens``.
-            target_ptr: The same for the targets of a bipartite batch.
-            source_ptr: The same for the sources of a bipartite batch.
-            validate: Check shapes, dtypes, the range of every index and that no edge leaves its member (one
-                pass and, on CUDA, a synchronisation). Without it, a bad index is undefined behaviour.
-
-        Raises:
-            ArgumentTypeError: If a tensor has the wrong type or dtype.
-            ArgumentError: If a shape, size or index does not fit.
-        """
-        sizes = check.resolve_sizes(edge_index, num_tokens, num_targets, num_sources, ptr)
-        num_targets, num_sources = sizes
-        target_ptr, source_ptr = check.resolve_ptrs(ptr, target_ptr, source_ptr)
-        if validate:
-            check.check_edge_index(edge_index, num_targets, num_sources)
-            check.check_ptrs(target_ptr, source_ptr, num_targets, num_sources, edge_index.device)
-            check.check_members(edge_index, target_ptr, source_ptr)
-        source, target = edge_index[0].long(), edge_index[1].long()
-        return cls(
-            sort_by_target(source, target, num_targets, num_sources),
-            num_targets=num_targets,
-            num_sources=num_sources,
-            target_ptr=target_ptr,
-            source_ptr=source_ptr,
-        )
-
-    @classmethod
-    def from_csr(
-        cls,
-        rowptr: Tensor,
-        col: Tensor,
-        *,
-        num_sources: int | None = None,
-        target_ptr: Tensor | None = None,
-        source_ptr: Tensor | None = None,
-        validate: bool = True,
-    ) -> TokenGraph:
-        """A graph from rows of targets, without a copy: the sources of target ``t`` are
-        ``col[rowptr[t]:rowptr[t + 1]]``, ascending. Edge tensors are in the order of ``col``.
-
-        Args:
-            rowptr: Integer ``[T + 1]``.
-            col: Integer ``[E]``.
-            num_sources: Number of sources; default: as many as targets.
-            target_ptr: Members of a batch, see :meth:`from_edge_index`.
-            source_ptr: Members of a batch, see :meth:`from_edge_index`.
-            validate: Check the arrays (one pass).
-
-        Raises:
-            ArgumentTypeError: If a tensor has the wrong type or dtype.
-            ArgumentError: If the arrays are inconsistent.
-        """
-        num_targets = check.num_rows(rowptr)
-        num_sources = num_targets if num_sources is None else num_sources
-        target_ptr, source_ptr = check.resolve_ptrs(None, target_ptr, source_ptr)
-        graph = cls(
-            Csr(rowptr, col, None),
-            num_targets=num_targets,
-            num_sources=num_sources,
-            target_ptr=target_ptr,
-            source_ptr=source_ptr,
-        )
-        if validate:
-            check.check_csr(rowptr, col, num_sources)
-            check.check_ptrs(target_ptr, source_ptr, num_targets, num_sources, col.device)
-            if target_ptr is not None:
-                check.check_members(graph.edge_index, target_ptr, source_ptr)
-        return graph
-
-    @classmethod
-    def from_adj_t(cls, adjacency: Any) -> TokenGraph:
-        """A graph from a *transposed* adjacency (rows are targets): torch.sparse CSR/CSC/COO, SparseTensor,
-        SciPy sparse, or a dense boolean mask ``[T, S]`` (True: the target may read the source)."""
-        from graphattn.graph import convert
-
-        return convert.from_adj_t(adjacency)
-
-    @classmethod
-    def from_adj(cls, adjacency: Any) -> TokenGraph:
-        """A graph from an adjacency whose rows are sources; the kinds of :meth:`from_adj_t`."""
-        from graphattn.graph import convert
-
-        return convert.from_adj_t(adjacency).T
-
-    @classmethod
-    def from_pyg(cls, data: Any) -> TokenGraph:
-        """The graph of a PyG ``Data`` or ``Batch`` (members from ``ptr``)."""
-        from graphattn.graph import convert
-
-        return convert.from_pyg(data)
-
-    @classmethod
-    def from_networkx(cls, graph: Any) -> TokenGraph:
-        """The graph of a NetworkX (di)graph, nodes and edges in their iteration order; undirected edges count
-        both ways. :func:`graphattn.graph.networkx_attributes` reads labels and attributes."""
-        from graphattn.graph import convert
-
-        return convert.from_networkx(graph)
-
-    @classmethod
-    def from_dgl(cls, graph: Any, edge_type: Any = None) -> TokenGraph:
-        """The graph of a ``DGLGraph`` (bipartite, block, batch), or of one edge type of a heterogeneous one; edges in
-        DGL's order."""
-        from graphattn.graph import convert
-
-        return convert.from_dgl(graph, edge_type)
-
-    @classmethod
-    def batch(cls, graphs: Sequence[TokenGraph]) -> TokenGraph:
-        """One block-diagonal graph of several, members marked by ``target_ptr`` and ``source_ptr``."""
-        from graphattn.graph import batch
-
-        return batch.batch(graphs)
-
-    @classmethod
-    def per_head(cls, graphs: Sequence[TokenGraph]) -> TokenGraph:
-        """A different graph for each attention head; all of one size. Leading dimension ``[H]``."""
-        from graphattn.graph import batch
-
-        return batch.stack(graphs, axis="h")
-
-    @classmethod
-    def stack(cls, graphs: Sequence[TokenGraph]) -> TokenGraph:
-        """A different graph for each batch entry; all of one size. Leading dimension ``[B]``, or ``[B, H]``
-        when the graphs are :meth:`per_head` themselves."""
-        from graphattn.graph import batch
-
-        return batch.stack(graphs, axis="b")
-
-    def unbatch(self) -> list[TokenGraph]:
-        """The members of a ragged batch, each with its own numbering and its edges in the batch's order."""
-        from graphattn.graph import batch
-
-        return batch.unbatch(self)
 
     # --- facts --------------------------------------------------------------------------------------------
 
@@ -519,6 +361,12 @@ class TokenGraph:
         from graphattn.graph import order as orders
 
         return orders.reorder(self, order)
+
+    def unbatch(self) -> list[TokenGraph]:
+        """The members of a ragged batch, each with its own numbering and its edges in the batch's order."""
+        from graphattn.graph import batch
+
+        return batch.unbatch(self)
 
     # --- conversions --------------------------------------------------------------------------------------
 

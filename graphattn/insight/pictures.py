@@ -34,7 +34,7 @@ def plot_relevance(
     Raises:
         ArgumentError: If shapes do not fit.
     """
-    ax = _axes(ax)
+    ax = axes_of(ax)
     picture = image.detach().cpu().float()
     picture = picture.unsqueeze(0) if picture.dim() == 2 else picture
     if picture.dim() != 3 or picture.shape[0] not in (1, 3) or relevance.dim() != 2:
@@ -77,7 +77,7 @@ def plot_graph_relevance(
             f"relevance must be [{graph.num_targets}] for a square graph without leading dimensions, got "
             f"{list(relevance.shape)} and {graph}"
         )
-    ax = _axes(ax)
+    ax = axes_of(ax)
     if positions is None:
         networkx = require("networkx", extra="nx", purpose="plot_graph_relevance")
         drawn = networkx.spring_layout(networkx.Graph(graph.to_networkx().to_undirected()), seed=0)
@@ -108,7 +108,7 @@ def plot_deletion(curves: Mapping[str, DeletionCurve], *, measure: str = "accura
     Returns:
         The axes.
     """
-    ax = _axes(ax)
+    ax = axes_of(ax)
     for name, curve in curves.items():
         style = "-" if curve.order == "morf" else "--"
         ax.plot(curve.share, curve.score, style, label=f"{name} ({curve.order}, area over {curve.area_over:.3f})")
@@ -121,7 +121,8 @@ def plot_deletion(curves: Mapping[str, DeletionCurve], *, measure: str = "accura
     return ax
 
 
-def _axes(ax: Any) -> Any:
+def axes_of(ax: Any) -> Any:
+    """The axes given, or new ones."""
     if ax is not None:
         return ax
     figure = require("matplotlib.figure", extra="train", purpose="a picture").Figure(layout="constrained")

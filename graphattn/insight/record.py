@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from graphattn._watch import Seen, watch
 from graphattn.graph import TokenGraph
 
-__all__ = ["LayerRecord", "record"]
+__all__ = ["LayerRecord", "modules_inside", "record"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,18 @@ def record(model: nn.Module) -> Iterator[list[LayerRecord]]:
         [('blocks.0.attn', [3, 25, 2]), ('blocks.1.attn', [3, 25, 2])]
     """
     found: list[LayerRecord] = []
+
+    def see(seen: Seen) -> None:
+        name = inside[-1] if inside else ""
+        found.append(LayerRecord(name, seen.graph, seen.q, seen.k, seen.edge_weights(), seen.sources))
+
+    with modules_inside(model) as inside, watch(see):
+        yield found
+
+
+@contextmanager
+def modules_inside(model: nn.Module) -> Iterator[list[str]]:
+    """The names of the modules of a model that are being called, the innermost last."""
     inside: list[str] = []
 
     def enter(name: str) -> Any:
@@ -70,12 +82,8 @@ def record(model: nn.Module) -> Iterator[list[LayerRecord]]:
     def leave(module: nn.Module, arguments: Any, output: Any) -> None:
         inside.pop()
 
-    def see(seen: Seen) -> None:
-        found.append(LayerRecord(inside[-1] if inside else "", *seen))
-
     with ExitStack() as stack:
         for name, module in model.named_modules():
             stack.callback(module.register_forward_pre_hook(enter(name)).remove)
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
-        stack.enter_context(watch(see))
-        yield found
+        yield inside

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,11 @@ from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
 from graphattn.registry import Registry
 
-__all__ = ["MECHANISMS", "Mechanism", "check_rows", "drop_seed", "head_width"]
+__all__ = ["MECHANISMS", "Mechanism", "Transform", "check_rows", "drop_seed", "head_width"]
+
+Transform = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Queries, keys and values ``[..., N, H, D]`` to those that attention is computed with: rotated by their positions,
+with the keys and values of earlier tokens in front."""
 
 
 class Mechanism(nn.Module):
@@ -19,7 +25,20 @@ class Mechanism(nn.Module):
     A subclass takes ``(width, heads, edge_width=None, *, dropout=0.0, attention_dropout=0.0, ...)``, so that models can
     make it by name, and implements :meth:`forward`. One that makes new edge rows also takes ``edge_output=True``, which
     models turn off where nobody reads them.
+
+    One that compares queries and keys sets :attr:`takes_transform` and takes ``transform=`` (a :data:`Transform`) in
+    its forward. The graph may then have more sources than targets: the tokens of ``x`` ask, and what the transform
+    returns answers. That is how positions are rotated, and how a language model keeps its keys and values.
     """
+
+    takes_transform: bool = False
+    """Whether :meth:`forward` takes ``transform=``."""
+    takes_share: bool = False
+    """Whether :meth:`forward` takes ``share=``, the probability with which each edge of a drawn sub-graph is there (a
+    number, or ``[E]``): for sums over what is read that nothing normalises."""
+    reads_row_by_row: bool = False
+    """Whether what a token becomes depends on nothing but what it reads itself, so that it can be computed alone, later
+    than the others (no norm over a whole graph, no new edge rows that others need)."""
 
     def forward(self, x: Tensor, graph: TokenGraph, edge: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """One step of attention.
@@ -36,11 +55,16 @@ class Mechanism(nn.Module):
 
 
 MECHANISMS: Registry[type[Mechanism]] = Registry("mechanism")
+MECHANISMS.add("egt", "graphattn.mechanisms.egt:EGTAttention")
+MECHANISMS.add("connectivity", "graphattn.mechanisms.connectivity:Connectivity")
 MECHANISMS.add("gated_gcn", "graphattn.mechanisms.gated_gcn:GatedGCN")
 MECHANISMS.add("graph_transformer", "graphattn.mechanisms.graph_transformer:GraphTransformerAttention")
+MECHANISMS.add("graph_window", "graphattn.mechanisms.graph_window:GraphWindowAttention")
 MECHANISMS.add("infsa", "graphattn.mechanisms.infsa:InfSA")
 MECHANISMS.add("linear_infsa", "graphattn.mechanisms.linear_infsa:LinearInfSA")
 MECHANISMS.add("multihead", "graphattn.mechanisms.multihead:MultiheadAttention")
+MECHANISMS.add("ssa", "graphattn.mechanisms.ssa:ssa")
+MECHANISMS.add("sparsifiner", "graphattn.mechanisms.sparsifiner:Sparsifiner")
 
 
 def head_width(width: int, heads: int) -> int:
@@ -54,10 +78,11 @@ def head_width(width: int, heads: int) -> int:
     return width // heads
 
 
-def check_rows(x: Tensor, graph: TokenGraph, width: int) -> None:
-    """Raise unless ``x`` is ``[..., N, width]`` for the N tokens of a square graph."""
-    if x.dim() < 2 or x.shape[-1] != width or x.shape[-2] != graph.num_tokens:
-        raise ArgumentError(f"x must be [..., {graph.num_tokens}, {width}], tokens and width, got {list(x.shape)}")
+def check_rows(x: Tensor, graph: TokenGraph, width: int, transform: Transform | None = None) -> None:
+    """Raise unless ``x`` is ``[..., N, width]`` for the N tokens of a square graph; with a transform, for N targets."""
+    tokens = graph.num_tokens if transform is None else graph.num_targets
+    if x.dim() < 2 or x.shape[-1] != width or x.shape[-2] != tokens:
+        raise ArgumentError(f"x must be [..., {tokens}, {width}], tokens and width, got {list(x.shape)}")
 
 
 def drop_seed(module: nn.Module, p: float, like: Tensor) -> tuple[float, Tensor | None]:

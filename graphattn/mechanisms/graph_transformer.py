@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from graphattn.attention import AttentionOutput, attend
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
-from graphattn.mechanisms.base import Mechanism, check_rows, drop_seed, head_width
-from graphattn.propagate import PROPAGATORS
+from graphattn.mechanisms.base import Mechanism, Transform, check_rows, drop_seed, head_width
+from graphattn.propagate import PROPAGATORS, OneHop
 
 __all__ = ["GraphTransformerAttention"]
 
@@ -42,6 +42,8 @@ class GraphTransformerAttention(Mechanism):
         backend: See :func:`graphattn.attend`.
     """
 
+    takes_transform = True
+
     def __init__(
         self,
         width: int,
@@ -71,11 +73,20 @@ class GraphTransformerAttention(Mechanism):
         self.edge_out = nn.Linear(width, width) if edge_width and edge_output else None
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, graph: TokenGraph, edge: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    @property
+    def reads_row_by_row(self) -> bool:  # type: ignore[override]
+        """Whether a token can be computed alone: with one hop, and without new edge rows."""
+        return isinstance(self.propagator, OneHop) and self.edge_out is None
+
+    def forward(
+        self, x: Tensor, graph: TokenGraph, edge: Tensor | None = None, *, transform: Transform | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`Mechanism.forward`; with edge rows, ``x`` is ``[N, width]`` and the graph has no leading
         dimensions."""
-        check_rows(x, graph, self.width)
+        check_rows(x, graph, self.width, transform)
         q, k, v = (self._heads(project(x)) for project in (self.query, self.key, self.value))
+        if transform is not None:
+            q, k, v = transform(q, k, v)
         p, seed = drop_seed(self, self.attention_dropout, x)
         options: dict[str, Any] = {"clamp": self.clamp, "dropout_p": p, "dropout_seed": seed, "backend": self.backend}
         options["propagator"] = self.propagator

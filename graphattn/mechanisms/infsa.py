@@ -11,12 +11,11 @@ from graphattn.attention import AttentionOutput, attend, edge_weights
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
 from graphattn.graph.members import Members
-from graphattn.mechanisms._infinite import InfiniteAttention
-from graphattn.mechanisms.base import check_rows, drop_seed
+from graphattn.mechanisms.base import Transform, check_rows, drop_seed
+from graphattn.mechanisms.parts.infinite import InfiniteAttention
 from graphattn.normalize import Frobenius
 from graphattn.propagate import Katz, Neumann, OneHop, Propagator
 from graphattn.propagate.relu import is_dense, relu_hop
-from graphattn_kernels._segment import accumulate_dtype
 
 __all__ = ["InfSA", "infsa"]
 
@@ -75,10 +74,8 @@ def infsa(
     Raises:
         ArgumentError: If shapes or values do not fit.
     """
-    dtype = accumulate_dtype(v.dtype)
-    factor = gamma if isinstance(gamma, Tensor) else torch.tensor(gamma, dtype=dtype, device=v.device)
-    if factor.dim() > 1:
-        raise ArgumentError(f"gamma must be a number or a tensor [H], got {list(factor.shape)}")
+    if isinstance(gamma, Tensor) and gamma.dim() > 1:
+        raise ArgumentError(f"gamma must be a number or a tensor [H], got {list(gamma.shape)}")
     mover, scale = _mover(hops, gamma), 1.0 / max(1, q.shape[-1])
     simple = edge_bias is None and dropout_p == 0.0 and not need_weights and backend == "auto"
     weights = None
@@ -105,13 +102,16 @@ def infsa(
                 backend=backend,
             )
         out, weights = (found.out, found.weights) if isinstance(found, AttentionOutput) else (found, None)
+    # A number stays one: as a tensor, it would have to be copied to the device, and wait for it.
     if hops == 1:
-        out = out * factor.to(out.dtype).unsqueeze(-1)
+        out = out * (gamma.to(out.dtype).unsqueeze(-1) if isinstance(gamma, Tensor) else gamma)
     if weights is None:
         return out
-    if graph.leading_axes.endswith("h") and factor.dim() == 1:  # each edge is of one head
-        factor = factor.expand(v.shape[-2])[graph.edge_index[1] // graph.num_targets % v.shape[-2]].unsqueeze(-1)
-    return AttentionOutput(out, weights * factor.to(weights.dtype))
+    if not isinstance(gamma, Tensor):
+        return AttentionOutput(out, weights * gamma)
+    if graph.leading_axes.endswith("h") and gamma.dim() == 1:  # each edge is of one head
+        gamma = gamma.expand(v.shape[-2])[graph.edge_index[1] // graph.num_targets % v.shape[-2]].unsqueeze(-1)
+    return AttentionOutput(out, weights * gamma.to(weights.dtype))
 
 
 def _mover(hops: int | None, gamma: float | Tensor) -> Propagator:
@@ -158,6 +158,8 @@ class InfSA(InfiniteAttention):
         backend: See :func:`infsa`.
     """
 
+    takes_transform = True
+
     def __init__(
         self,
         width: int,
@@ -196,7 +198,13 @@ class InfSA(InfiniteAttention):
             self.edge.reset_parameters()
 
     def forward(
-        self, x: Tensor, graph: TokenGraph, edge: Tensor | None = None, *, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        graph: TokenGraph,
+        edge: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        transform: Transform | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`~graphattn.mechanisms.Mechanism.forward`; the second result is ``None``.
 
@@ -206,8 +214,9 @@ class InfSA(InfiniteAttention):
             edge: ``[E, edge_width]``.
             mask: bool ``[..., N]``: the tokens that take part; others (padding) are not read, read nothing and do not
                 count in the norm. Not with edge rows.
+            transform: See :class:`~graphattn.mechanisms.Mechanism`.
         """
-        check_rows(x, graph, self.width)
+        check_rows(x, graph, self.width, transform)
         if (edge is None) != (self.edge is None):
             made = "without" if self.edge is None else f"with edge_width={self.edge.in_features}, so edge is needed;"
             got = None if edge is None else list(edge.shape)
@@ -215,6 +224,8 @@ class InfSA(InfiniteAttention):
         if edge is not None and mask is not None:
             raise ArgumentError("mask and edge rows do not go together; leave masked tokens out of the graph")
         q, k, v = self._project(x, mask)
+        if transform is not None:
+            q, k, v = transform(q, k, v)
         p, seed = drop_seed(self, self.attention_dropout, x)
         out = infsa(
             *(graph, q, k, v, self.gamma()),

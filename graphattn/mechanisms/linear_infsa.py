@@ -7,9 +7,9 @@ from torch import Tensor
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
 from graphattn.graph.rules import Causal
-from graphattn.mechanisms._infinite import InfiniteAttention
-from graphattn.mechanisms._rank_one import Pool, Side, check_choices, source_scores, target_rows
 from graphattn.mechanisms.base import check_rows, drop_seed
+from graphattn.mechanisms.parts.infinite import InfiniteAttention
+from graphattn.mechanisms.parts.rank_one import Pool, Side, check_choices, source_scores, target_rows
 
 __all__ = ["LinearInfSA", "causal_linear_infsa", "linear_infsa", "source_scores"]
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from graphattn.attention import attend
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
-from graphattn.mechanisms.base import Mechanism, check_rows, drop_seed, head_width
+from graphattn.mechanisms.base import Mechanism, Transform, check_rows, drop_seed, head_width
 
 __all__ = ["MultiheadAttention"]
 
@@ -35,6 +35,9 @@ class MultiheadAttention(Mechanism):
         attention_dropout: On the attention weights.
         backend: See :func:`graphattn.attend`.
     """
+
+    takes_transform = True
+    reads_row_by_row = True
 
     def __init__(
         self,
@@ -64,14 +67,18 @@ class MultiheadAttention(Mechanism):
             self.edge.reset_parameters()
         self._draw_in_projection()
 
-    def forward(self, x: Tensor, graph: TokenGraph, edge: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, graph: TokenGraph, edge: Tensor | None = None, *, transform: Transform | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`Mechanism.forward`; the second result is ``None``."""
-        check_rows(x, graph, self.width)
+        check_rows(x, graph, self.width, transform)
         if (edge is None) != (self.edge is None):
             made = "without" if self.edge is None else f"with edge_width={self.edge.in_features}, so edge is needed;"
             raise ArgumentError(f"this mechanism was made {made} edge rows, got edge={_shape(edge)}")
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.unflatten(-1, (3, self.heads, self.head_width)).unbind(-3)
+        if transform is not None:
+            q, k, v = transform(q, k, v)
         p, seed = drop_seed(self, self.attention_dropout, x)
         bias = None if self.edge is None or edge is None else self.edge(edge)
         out = attend(graph, q, k, v, edge_bias=bias, dropout_p=p, dropout_seed=seed, backend=self.backend)

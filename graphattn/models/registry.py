@@ -11,7 +11,10 @@ from graphattn.registry import Registry
 __all__ = ["MODELS", "create_model", "list_models"]
 
 MODELS: Registry[Any] = Registry("model")
+MODELS.add("causal_transformer", "graphattn.models.sequence:CausalTransformer")
+MODELS.add("connnet", "graphattn.models.image:ConnNet")
 MODELS.add("conv_stack", "graphattn.models.stack:ConvStack")
+MODELS.add("egt", "graphattn.models.egt:EGT")
 MODELS.add("gps", "graphattn.models.gps:GPS")
 MODELS.add("gps_molhiv", "graphattn.models.gps:gps_molhiv")
 MODELS.add("gps_zinc", "graphattn.models.gps:gps_zinc")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from graphattn.errors import ArgumentError
 from graphattn.nn.norm import make_norm
@@ -23,6 +26,9 @@ class RowEncoder(nn.Module):
             standard normal distribution.
     """
 
+    _sizes: Tensor
+    _offsets: Tensor
+
     def __init__(
         self, width: int, vocab: int | list[int] | None, channels: int | None, name: str, *, xavier: bool = False
     ) -> None:
@@ -34,6 +40,9 @@ class RowEncoder(nn.Module):
             for table in tables:
                 nn.init.xavier_uniform_(table.weight)
         self.tables = None if sizes is None else nn.ModuleList(tables)
+        sizes_of_columns = torch.tensor(sizes or [0])
+        self.register_buffer("_sizes", sizes_of_columns, persistent=False)
+        self.register_buffer("_offsets", sizes_of_columns.cumsum(0) - sizes_of_columns, persistent=False)
         self.linear = None if channels is None else nn.Linear(channels, width)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -52,10 +61,13 @@ class RowEncoder(nn.Module):
         columns = rows.unsqueeze(-1) if rows.dim() == 1 else rows
         if columns.shape[1] != len(self.tables):
             raise ArgumentError(f"{self.name} must have {len(self.tables)} id columns, got {columns.shape[1]}")
-        total = self.tables[0](columns[:, 0])
-        for n in range(1, len(self.tables)):
-            total = total + self.tables[n](columns[:, n])
-        return total
+        if len(self.tables) == 1:
+            return self.tables[0](columns[:, 0])
+        # One lookup and one scatter of gradients for all columns. An id out of range must not read the next table.
+        known = (columns >= 0) & (columns < self._sizes)
+        ids = torch.where(known, columns + self._offsets, -1)
+        weights: list[Any] = [table.weight for table in self.tables]
+        return F.embedding(ids, torch.cat(weights)).sum(1)
 
 
 class WalkEncoder(nn.Module):

@@ -11,7 +11,7 @@ from graphattn.errors import ArgumentError
 
 __all__ = ["FeedForward"]
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"elu": F.elu, "gelu": F.gelu, "relu": F.relu}
 
 
 class FeedForward(nn.Module):
@@ -21,7 +21,7 @@ class FeedForward(nn.Module):
         width: Channels in and out.
         expansion: Hidden channels as a multiple of ``width``.
         dropout: On the hidden channels.
-        activation: ``"relu"`` or ``"gelu"``.
+        activation: ``"relu"``, ``"gelu"`` or ``"elu"``.
 
     Raises:
         ArgumentError: If there is no such activation.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,8 @@ from graphattn.mechanisms import Mechanism
 from graphattn.nn.feed_forward import FeedForward
 
 __all__ = ["DropPath", "PreNormBlock"]
+
+_NORMS: dict[str, Any] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
 class PreNormBlock(nn.Module):
@@ -29,6 +33,10 @@ class PreNormBlock(nn.Module):
         init_values: Initial value of the scales gamma (LayerScale, arXiv 2103.17239); ``None``: there are none.
         mixer_projection: A further linear map ``[width, width]`` after the mechanism
             (see :func:`graphattn.models.infvit.infvit_4`).
+        norm: ``"layer"`` or ``"rms"`` (:class:`torch.nn.RMSNorm`).
+
+    Raises:
+        ArgumentError: If there is no such norm.
     """
 
     def __init__(
@@ -41,21 +49,31 @@ class PreNormBlock(nn.Module):
         drop_path: float = 0.0,
         init_values: float | None = None,
         mixer_projection: bool = False,
+        norm: str = "layer",
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        if norm not in _NORMS:
+            raise ArgumentError(f"norm must be one of {sorted(_NORMS)}, got {norm!r}")
+        self.norm1 = _NORMS[norm](width, eps=1e-6)
         self.attn = attention
         self.mixer = nn.Linear(width, width) if mixer_projection else nn.Identity()
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm2 = _NORMS[norm](width, eps=1e-6)
         self.mlp = FeedForward(width, mlp_ratio, dropout, activation="gelu")
         self.mlp_dropout = nn.Dropout(dropout)
         self.scale1 = None if init_values is None else nn.Parameter(torch.full((width,), init_values))
         self.scale2 = None if init_values is None else nn.Parameter(torch.full((width,), init_values))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, graph: TokenGraph) -> Tensor:
-        """New token rows ``[B, N, width]``, on one graph for all B."""
-        step = self.mixer(self.attn(self.norm1(x), graph)[0])
+    def forward(self, x: Tensor, graph: TokenGraph, edge: Tensor | None = None, **options: Any) -> Tensor:
+        """New token rows ``[B, N, width]``, on one graph for all B (or one for each).
+
+        Args:
+            x: Token rows.
+            graph: Who reads whom.
+            edge: Edge rows, for mechanisms that use them.
+            **options: Further arguments of the mechanism.
+        """
+        step = self.mixer(self.attn(self.norm1(x), graph, edge, **options)[0])
         x = x + self.drop_path(step if self.scale1 is None else step * self.scale1)
         step = self.mlp_dropout(self.mlp(self.norm2(x)))
         return x + self.drop_path(step if self.scale2 is None else step * self.scale2)

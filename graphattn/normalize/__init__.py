@@ -3,6 +3,7 @@
 from graphattn.normalize.base import NORMALIZERS, Normalizer, resolve_normalizer
 from graphattn.normalize.flow import Flow
 from graphattn.normalize.frobenius import Frobenius
+from graphattn.normalize.mutual import Mutual
 from graphattn.normalize.sigmoid import Sigmoid
 from graphattn.normalize.softmax import Softmax
 from graphattn.normalize.sum import Sum
@@ -12,6 +13,7 @@ __all__ = [
     "NORMALIZERS",
     "Flow",
     "Frobenius",
+    "Mutual",
     "Normalizer",
     "Sigmoid",
     "Softmax",

@@ -58,9 +58,13 @@ def relu_hop(graph: TokenGraph, q: Tensor, k: Tensor, v: Tensor, *, scale: float
     """
     leading, heads, members = q.shape[:-3], q.shape[-2], graph.num_members
     if of_one_size(graph):
+        causal = type(graph.pattern) is Causal
+        if members == 1 and len(leading) == 1:  # as it is: a view less is time on the host
+            out, norm = relu_attention(q, k, v, scale=scale, eps=eps, causal=causal)
+            return out, norm.unsqueeze(-2)
         count = math.prod(leading) * members
         q, k, v = (x.reshape(count, x.shape[-3] // members, *x.shape[-2:]) for x in (q, k, v))
-        out, norm = relu_attention(q, k, v, scale=scale, eps=eps, causal=type(graph.pattern) is Causal)
+        out, norm = relu_attention(q, k, v, scale=scale, eps=eps, causal=causal)
         return out.reshape(*leading, graph.num_targets, *out.shape[-2:]), norm.reshape(*leading, members, heads)
     if leading:  # entries that share the graph are more heads
         q, k, v = (x.flatten(0, -4).transpose(0, 1).flatten(1, 2) for x in (q, k, v))

@@ -145,7 +145,7 @@ class History(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and note the learning rate of this epoch."""
         self._start = time.perf_counter()
-        self._rate = trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else math.nan
+        self._rate = float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else math.nan
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the row of this epoch."""

@@ -16,6 +16,7 @@ from torch_geometric.transforms import BaseTransform
 from torchmetrics import Metric
 
 from graphattn.errors import CheckpointError, ConfigError
+from graphattn.training.captured import CapturedSteps
 from graphattn.training.inputs import call_model, num_rows
 from graphattn.training.layerwise import layerwise_inference
 from graphattn.training.metrics import WeightedMean
@@ -41,6 +42,10 @@ class GraphTask(LightningModule):
         train_transform: Applied to each training batch on the device, and to no other batch (random sign flips of
             Laplacian encodings, say).
         stop_lr: Training ends once the learning rate falls below this; 0 never.
+        capture: On CUDA, run each training step as one CUDA graph
+            (:class:`~graphattn.training.captured.CapturedSteps`): several times faster for batches of small graphs,
+            whose eager steps wait for the host. For one device, batches of graphs, and losses that leave NaN or -100
+            out.
     """
 
     metric: str  # the metric that results are reported in and the best checkpoint is chosen by
@@ -53,9 +58,12 @@ class GraphTask(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         train_transform: BaseTransform | None = None,
         stop_lr: float = 0.0,
+        capture: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
+        self.capture = capture
+        self._captured: CapturedSteps | None = None
         # Not the default of the argument: a config that names AdamW would inherit Adam's other settings.
         self.optimizer = torch.optim.Adam if optimizer is None else optimizer
         self.lr_scheduler = lr_scheduler
@@ -101,7 +109,10 @@ class GraphTask(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Loss of a training batch, after ``train_transform``."""
-        return self._step(batch if self.train_transform is None else self.train_transform(batch), "train")
+        batch = batch if self.train_transform is None else self.train_transform(batch)
+        if self._captured is None:
+            return self._step(batch, "train")
+        return self._record("train", *self._captured(batch))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Loss and metrics of a validation batch."""
@@ -119,7 +130,9 @@ class GraphTask(LightningModule):
     def _step(self, batch: Any, stage: str) -> Tensor:
         # Losses and metrics in float32 also where autocast made the output half.
         prediction, target = self.rows(self(batch).float(), batch, stage)
-        loss = self.loss(prediction, target)
+        return self._record(stage, self.loss(prediction, target), prediction, target)
+
+    def _record(self, stage: str, loss: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
         self._log_loss(stage, loss, target)
         shared = {"batch_size": num_rows(target), "on_step": False, "on_epoch": True}
         for name, metric in self.get_submodule(f"{stage}_metrics").items():
@@ -141,6 +154,53 @@ class GraphTask(LightningModule):
         mine = torch.as_tensor(self.terms(target), dtype=torch.float32, device=self.device)
         everyone = trainer.strategy.reduce(mine.clone(), reduce_op="sum")
         return loss * (mine * trainer.world_size / everyone.clamp(min=1))
+
+    def on_fit_start(self) -> None:
+        """Set up captured steps.
+
+        Raises:
+            ConfigError: If they cannot do what the trainer is asked to.
+        """
+        self._captured = None
+        if not self.capture or self.device.type != "cuda":
+            return
+        trainer, asked = self.trainer, None
+        if trainer.world_size > 1:
+            asked = f"{trainer.world_size} devices"
+        elif trainer.accumulate_grad_batches != 1:
+            asked = f"accumulate_grad_batches={trainer.accumulate_grad_batches}"
+        elif trainer.precision == "16-mixed":
+            asked = "precision 16-mixed, which scales losses (bf16-mixed does not)"
+        elif trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
+            asked = "clipping by value"
+        if asked is not None:
+            raise ConfigError(f"capture runs a whole step as one CUDA graph, without {asked}: set capture to false")
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        self._captured = CapturedSteps(self, optimizer, trainer.gradient_clip_val)  # type: ignore[arg-type]
+
+    # A captured step has done what Lightning is about to do.
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, unless the step was captured."""
+        if self._captured is None:
+            super().backward(loss, *args, **kwargs)
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, unless the step was captured."""
+        if self._captured is None:
+            super().configure_gradient_clipping(*args, **kwargs)
+
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, unless the step was captured."""
+        if self._captured is None:
+            super().optimizer_zero_grad(*args, **kwargs)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Lightning's, unless the step was captured."""
+        if self._captured is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        else:
+            optimizer_closure()
 
     def configure_optimizers(self) -> Any:
         """The optimizer and, if asked for, the schedule."""

@@ -186,6 +186,17 @@ def test_a_shared_complete_graph_is_the_default() -> None:
     torch.testing.assert_close(conv(b.x, None, attn_graph=shared), conv(b.x, None, b.batch), rtol=1e-12, atol=1e-12)
 
 
+def test_layers_share_the_complete_graphs_of_a_batch() -> None:
+    from graphattn.conv.gps_conv import complete_graphs
+
+    x, batch = torch.randn(5, 4), torch.tensor([0, 0, 1, 1, 1])
+    first = complete_graphs(x, batch)
+    assert complete_graphs(torch.randn(5, 4), batch) is first
+    batch[1] = 1  # changed in place: another graph
+    second = complete_graphs(x, batch)
+    assert second is not first and second.target_ptr.tolist() == [0, 1, 5]
+
+
 def test_gradients_reach_everything() -> None:
     b = Batch()
     conv = GPSConv(WIDTH, gine(), heads=HEADS, norm=None).double()

@@ -37,7 +37,7 @@ def test_every_entry_is_complete(name):
     assert info.splits == {"node": "masks", "inductive_node": "files"}.get(info.task, info.splits)
     assert not (info.node_vocab and info.node_channels)
     assert all(anchor.source and anchor.value > 0 for anchor in info.anchors)
-    assert bool(info.data_path) == (name not in ("pattern", "cluster", "digits"))
+    assert bool(info.data_path) == (name not in ("pattern", "cluster", "digits", "generated_scenes", "python_docs"))
 
 
 def test_names_are_forgiving_and_unknown_ones_are_answered_with_near_ones():

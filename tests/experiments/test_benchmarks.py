@@ -504,12 +504,13 @@ def test_a_run_that_is_interrupted_leaves_a_report(tmp_path: Path, monkeypatch: 
 # --- epochs -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("how", ["eager", "train"])
 @pytest.mark.parametrize("name", ["pattern", "zinc"])
-def test_epochs_compare_equal_networks(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_epochs_compare_equal_networks(name: str, how: str, monkeypatch: pytest.MonkeyPatch):
     from experiments.benchmarks import epochs
 
     monkeypatch.delenv("GRAPHATTN_DATA", raising=False)
-    rows = epochs.run(name, CPU, steps=2, batches=2, size=3, layers=2)
+    rows = epochs.run(name, CPU, steps=2, batches=2, size=3, layers=2, how=how)
     assert [row.attention for row in rows] == ["ours", *epochs.NETWORKS[name].others]
     assert all(row.steps == 2 and row.low <= row.seconds <= row.high and len(row.losses) == 2 for row in rows)
     assert rows[1].ratio == pytest.approx(rows[1].seconds / rows[0].seconds)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from experiments.infsa import compare
+from experiments import parallel
+from experiments.infsa import compare, look, runs, table
 from experiments.infsa.variants import BASELINES, variants_of, with_variant
 from graphattn.training.results import Figures, Results
 from graphattn_kernels import backends
@@ -68,15 +70,57 @@ def test_the_table_counts_differences_by_seed() -> None:
         figures = [Figures(1, {"accuracy": a + 1}, {"accuracy": a}, {"accuracy": a}) for a in accuracies]
         return [Results(*shared, f, f, 3, 3, 5.0, 10, "cpu", "32-true", "runs/x") for f in figures]
 
-    text = compare.markdown({"softmax": results(90.0, 92.0), "infsa": results(91.0, 95.0)}, "toy")
+    text = table.markdown({"softmax": results(90.0, 92.0), "infsa": results(91.0, 95.0)}, "toy")
     assert "| softmax | 10 | 91.00 ± 1.41 | 91.00 ± 1.41 |  | 92.00 ± 1.41 | 5 |" in text
-    assert "| infsa | 10 | 93.00 ± 2.83 | 93.00 ± 2.83 | 2.00 ± 1.41 |" in text
+    assert (
+        "| infsa | 10 | 93.00 ± 2.83 | 93.00 ± 2.83 | 2.00 ± 1.41 [-10.71, +14.71] |" in text
+    )  # 12.706 * 1.414 / 2 ** 0.5
+
+
+def test_a_table_has_the_seeds_that_all_variants_have(tmp_path: Path) -> None:
+    plan = runs.Plan(FOLDER / "digits.yaml", tmp_path / "x", 3, ())
+    assert runs.read_table(plan) == {}
+    figures = Figures(1, {"accuracy": 1.0}, {"accuracy": 1.0}, {"accuracy": 1.0})
+    for key, seeds in {"softmax": (0, 1, 2), "infsa-1-hop": (0, 2)}.items():
+        for seed in seeds:
+            folder = plan.folder(key, seed)
+            folder.mkdir(parents=True)
+            found = Results("x", seed, "accuracy", figures, figures, 20, 20, 5.0, 10, "cpu", "32-true", str(folder))
+            (folder / "results.json").write_text(found.to_json())
+    assert {key: [r.seed for r in rows] for key, rows in runs.read_table(plan).items()} == {
+        "softmax": [0, 2],
+        "infsa-1-hop": [0, 2],
+    }
+    assert plan.is_finished("softmax", 1) and not plan.is_finished("infsa-1-hop", 1)
+    longer = plan._replace(overrides=("--trainer.max_epochs=21",))
+    assert not longer.is_finished("softmax", 1)  # it goes on
+    nodes = runs.Plan(FOLDER / "minesweeper.yaml", tmp_path / "y", 3, ())
+    assert "--data.split=2" in nodes.arguments("pagerank", 2) and "--seed_everything=2" in nodes.arguments(
+        "pagerank", 2
+    )
+
+
+def test_commands_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    say = "import os, time; time.sleep(0.3); print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    fail = "import sys; sys.exit('error: no')"
+    texts = [say, say, say, say, fail]
+    jobs = [
+        parallel.Job(f"job {n}", [sys.executable, "-c", text], tmp_path / f"{n}.log") for n, text in enumerate(texts)
+    ]
+    assert parallel.run_jobs(jobs, 4) == [jobs[4]]
+    used = [job.log.read_text().splitlines()[-1] for job in jobs[:4]]
+    assert sorted(used) == ["3", "3", "5", "5"]
+    out = capsys.readouterr().out
+    assert "== job 4: FAILED (error: no; see" in out and "== job 0: done after" in out and ", 0 left" in out
 
 
 def test_digits_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.setattr(backends, "_HAS_NUMBA", False)
     monkeypatch.chdir(tmp_path)
+    for name, few in {"IMAGES": 16, "SHOWN": 2, "STEPS": 4}.items():
+        monkeypatch.setattr(look, name, few)
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.setenv(name, "0")
     few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--model.model.depth=1"]

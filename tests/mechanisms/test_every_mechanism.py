@@ -42,6 +42,9 @@ def test_it_is_a_mechanism_that_learns(name: str) -> None:
     assert out.shape == (graph.num_tokens, WIDTH) and edge is None
     out.square().sum().backward()
     for key, parameter in module.named_parameters():
+        if ".predictor." in f".{key}":  # learns by itself: no gradient goes through a choice
+            assert parameter.grad is None, key
+            continue
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), key
 
 

@@ -430,3 +430,20 @@ def test_bad_inputs() -> None:
 def test_the_discounts_of_the_published_configuration() -> None:
     """sigmoid(theta) = 0.95 in the released code; theta is its logit."""
     assert math.isclose(InfSA(4, 1).gamma.theta.item(), math.log(19), rel_tol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("hops", [1, 3], ids=["one", "three"])
+def test_a_number_as_discount_goes_into_a_cuda_graph(hops: int) -> None:
+    """It is not copied to the device."""
+    graph = patterns.complete(300, device="cuda")
+    q, k, v = (torch.randn(300, 2, 16, device="cuda") for _ in range(3))
+    infsa(graph, q, k, v, 0.9, hops=hops)
+    torch.cuda.synchronize()
+    capture = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(capture):
+        out = infsa(graph, q, k, v, 0.9, hops=hops)
+    q.normal_()
+    capture.replay()
+    assert isinstance(out, Tensor)
+    torch.testing.assert_close(out, infsa(graph, q, k, v, torch.tensor(0.9, device="cuda"), hops=hops))

@@ -11,20 +11,25 @@ import torch
 from torch import nn
 
 from graphattn.graph import TokenGraph
+from graphattn.models.egt import EGT
 from graphattn.models.gps import GPS
 from graphattn.models.graph import GraphTransformer
 from graphattn.models.image import VisionTransformer
+from graphattn.models.sequence import CausalTransformer
 from graphattn.testing import random_graph
 
 PE, WL = 3, 7
 
 
 def make_inputs(model: nn.Module, graph: TokenGraph, seed: int = 0) -> dict[str, Any]:
-    """What the model's ``forward`` asks for, by name, for the nodes and edges of a graph; or images."""
+    """What the model's ``forward`` asks for, by name, for the nodes and edges of a graph; or images, or text."""
     random = torch.Generator().manual_seed(seed)
     if isinstance(model, VisionTransformer):
         embed = model.patch_embed
         return {"x": torch.randn(4, embed.proj.in_channels, *embed.img_size, generator=random).to(embed.proj.weight)}
+
+    if isinstance(model, CausalTransformer):
+        return {"tokens": torch.randint(model.vocab, (graph.num_tokens,), generator=random)}
 
     def rows(encoder: nn.Module | None, count: int) -> torch.Tensor | None:
         if encoder is None:
@@ -46,6 +51,9 @@ def make_inputs(model: nn.Module, graph: TokenGraph, seed: int = 0) -> dict[str,
         "batch": graph.target_batch,
         "num_graphs": graph.num_members,
     }
+    if isinstance(model, EGT):
+        values["pe"] = encoding(None if model.embed_pe is None else model.embed_pe.in_features)
+        values["num_pairs"] = int(graph.target_batch.bincount().square().sum())
     if isinstance(model, GraphTransformer):
         pe, wl = model.embed_pe, model.embed_wl
         values["pe"] = encoding(None if pe is None else pe.in_features)

@@ -113,7 +113,10 @@ def test_every_mechanism_learns(attention: str, graph: str) -> None:
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        if ".predictor." in name:  # learns by itself: no gradient goes through a choice
+            assert parameter.grad is None, name
+        else:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
 def test_images_of_a_batch_do_not_meet() -> None:

@@ -59,7 +59,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert base == {"torch", "numpy", "scipy", "numba", "triton"}
     assert [need.partition(";")[0] for need in needs if "==" in need.partition(";")[0]] == ["dgl==1.1.3"]
     extras = {line.partition(": ")[2] for line in lines if line.startswith("Provides-Extra: ")}
-    assert extras == {"pyg", "train", "ogb", "hf", "nx", "dev", "all", "dgl", "images", "scatter"}
+    assert extras == {"pyg", "train", "ogb", "hf", "lora", "nx", "dev", "all", "dgl", "images", "scatter"}
     assert "License-Expression: MIT" in lines
     scripts = wheel.read(name.replace("METADATA", "entry_points.txt")).decode()
     assert "graphattn = graphattn.cli:main" in scripts

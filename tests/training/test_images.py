@@ -70,6 +70,11 @@ def test_batches_and_their_order(fake: Any) -> None:
     again = ImageDataModule("numbers", batch_size=8, seed=1, num_workers=1)
     again.setup()
     assert order(again, 0) == first
+    resident = ImageDataModule("numbers", batch_size=8, seed=1, on_device=True)
+    resident.setup()
+    assert order(resident, 0) == first
+    for mine, theirs in zip(resident.val_dataloader(), again.val_dataloader(), strict=True):
+        assert torch.equal(mine["x"], theirs["x"]) and torch.equal(mine["y"], theirs["y"])
 
 
 def test_graphs_are_refused(fake: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +85,13 @@ class ImageSet(Dataset):
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         return self[torch.tensor(indices)]
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """The same set with images and labels on a device; items are made there."""
+        moved = copy(self)
+        moved.images, moved.labels = self.images.to(device), self.labels.to(device)
+        moved.mean, moved.std = self.mean.to(device), self.std.to(device)
+        return moved
 
     def pixels(self, x: Tensor) -> Tensor:
         """The images of :meth:`__getitem__` with black as 0 and white as 1, for pictures."""

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from scipy import stats
 
 from experiments.benchmarks.measure import Timing
 from experiments.benchmarks.report import environment
 from experiments.examples.paired.cases import OURS, PYG
 from experiments.examples.paired.run import Pair
+from experiments.paired import half_width
 
 __all__ = ["Interval", "about", "draw", "markdown", "paired_difference", "write"]
 
@@ -33,10 +33,7 @@ class Interval(NamedTuple):
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
     """Mean of ours - theirs over paired seeds, with Student's t for as many seeds as there are."""
     gaps = [mine - other for mine, other in zip(ours, theirs, strict=True)]
-    if len(gaps) < 2:
-        return Interval(gaps[0], math.nan)
-    error = statistics.stdev(gaps) / math.sqrt(len(gaps))
-    return Interval(statistics.fmean(gaps), float(stats.t.ppf(0.975, len(gaps) - 1)) * error)
+    return Interval(statistics.fmean(gaps), half_width(gaps))
 
 
 def about(command: str, seeds: int, device: str) -> dict[str, Any]:

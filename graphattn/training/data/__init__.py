@@ -7,6 +7,9 @@ from graphattn.training.data.links import LinkDataModule
 from graphattn.training.data.neighborhoods import NeighborDataModule
 from graphattn.training.data.nodes import NodeDataModule
 from graphattn.training.data.order import EpochSampler
+from graphattn.training.data.prompts import PromptDataModule
+from graphattn.training.data.segmentation import SegmentationDataModule
+from graphattn.training.data.text import TextDataModule
 
 __all__ = [
     "ClusterDataModule",
@@ -16,4 +19,7 @@ __all__ = [
     "LinkDataModule",
     "NeighborDataModule",
     "NodeDataModule",
+    "PromptDataModule",
+    "SegmentationDataModule",
+    "TextDataModule",
 ]

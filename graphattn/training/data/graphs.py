@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torch_geometric.loader import DataLoader as GraphLoader
 
 from graphattn.errors import ArgumentError, ConfigError
 from graphattn.training.data.common import Transforms, check_finite, compose, load
 from graphattn.training.data.order import epoch_sampler, whole_split
+from graphattn.training.data.resident import ResidentGraphs
 
 __all__ = ["GraphDataModule"]
 
@@ -31,6 +33,8 @@ class GraphDataModule(LightningDataModule):
         persistent_workers: Keep them between epochs. A random ``transform`` then draws other numbers after a
             resumption.
         pin_memory: ``None``: when training on a GPU.
+        on_device: Keep the graphs on the training device and put batches together there, in this process: for sets
+            that fit, the fastest way (molecules: about a tenth of the time). Batches are the same.
         drop_last: Leave out an incomplete last training batch.
         seed: Seed of the order; ``None``: the run's (``seed_everything``).
         options: Further arguments of the data set, ``{"num_graphs": [500, 100, 100]}`` say.
@@ -47,11 +51,14 @@ class GraphDataModule(LightningDataModule):
         num_workers: int = 0,
         persistent_workers: bool = False,
         pin_memory: bool | None = None,
+        on_device: bool = False,
         drop_last: bool = False,
         seed: int | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if on_device and num_workers:
+            raise ArgumentError(f"on_device makes batches in this process, so num_workers must be 0, got {num_workers}")
         for argument, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size or batch_size)):
             if value < 1:
                 raise ArgumentError(f"{argument} must be at least 1, got {value}")
@@ -64,10 +71,12 @@ class GraphDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.persistent_workers = persistent_workers and num_workers > 0
         self.pin_memory = pin_memory
+        self.on_device = on_device
         self.drop_last = drop_last
         self.seed = seed
         self.options = dict(options or {})
         self.splits: Any = None
+        self._held: dict[int, dict[str, Tensor]] = {}
 
     def prepare_data(self) -> None:
         """Download, generate and process in one process of each machine."""
@@ -114,6 +123,12 @@ class GraphDataModule(LightningDataModule):
         return self.test_dataloader()
 
     def _loader(self, dataset: Any, batch_size: int, **kwargs: Any) -> DataLoader:
+        if self.on_device:
+            device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+            together = ResidentGraphs(dataset, device, self._held)
+            kwargs.setdefault("generator", torch.Generator().manual_seed(0))
+            numbers: Any = range(len(dataset))
+            return DataLoader(numbers, batch_size=batch_size, collate_fn=together, **kwargs)
         return GraphLoader(dataset, batch_size=batch_size, **self._loader_options(**kwargs))
 
     def _loader_options(self, **kwargs: Any) -> dict[str, Any]:

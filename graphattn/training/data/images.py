@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from graphattn.errors import ConfigError
@@ -24,6 +25,8 @@ class ImageDataModule(GraphDataModule):
         num_workers: Processes that make batches.
         persistent_workers: Keep them between epochs.
         pin_memory: ``None``: when training on a GPU.
+        on_device: Keep the images on the training device, as bytes, and make batches there: for small images, the
+            fastest way. Batches are the same.
         drop_last: Leave out an incomplete last training batch.
         seed: Seed of the order; ``None``: the run's (``seed_everything``).
         options: Further arguments of the data set, ``{"num_val": 1000}`` say.
@@ -41,6 +44,7 @@ class ImageDataModule(GraphDataModule):
         num_workers: int = 0,
         persistent_workers: bool = False,
         pin_memory: bool | None = None,
+        on_device: bool = False,
         drop_last: bool = False,
         seed: int | None = None,
         options: dict[str, Any] | None = None,
@@ -53,10 +57,12 @@ class ImageDataModule(GraphDataModule):
             num_workers=num_workers,
             persistent_workers=persistent_workers,
             pin_memory=pin_memory,
+            on_device=on_device,
             drop_last=drop_last,
             seed=seed,
             options=options,
         )
+        self._resident: dict[tuple[int, torch.device], Any] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Load the splits."""
@@ -66,11 +72,35 @@ class ImageDataModule(GraphDataModule):
                 raise ConfigError(
                     f"ImageDataModule needs a set of images, and {self.name!r} is none; see graphattn list datasets"
                 )
+            if self.on_device and not hasattr(splits.train, "to"):
+                raise ConfigError(f"on_device needs a set that moves to a device, and {self.name!r} has no to(device)")
             self.splits = splits
 
     def _loader(self, dataset: Any, batch_size: int, **kwargs: Any) -> DataLoader:
-        options = self._loader_options(**kwargs)
-        return DataLoader(dataset, batch_size=batch_size, collate_fn=_as_it_is, **options)
+        if not self.on_device:
+            options = self._loader_options(**kwargs)
+            return DataLoader(dataset, batch_size=batch_size, collate_fn=_as_it_is, **options)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        key = id(dataset), device
+        if key not in self._resident:
+            self._resident[key] = dataset.to(device)
+        together = _Together(self._resident[key], device)
+        kwargs.setdefault("generator", torch.Generator().manual_seed(0))
+        numbers: Any = range(len(dataset))
+        return DataLoader(numbers, batch_size=batch_size, collate_fn=together, **kwargs)
+
+
+class _Together:
+    """Batches of a set that is on the device; nobody waits for the device."""
+
+    def __init__(self, dataset: Any, device: torch.device) -> None:
+        self.dataset, self.device = dataset, device
+
+    def __call__(self, numbers: list[int]) -> Any:
+        chosen = torch.tensor(numbers)
+        if self.device.type == "cuda":
+            chosen = chosen.pin_memory().to(self.device, non_blocking=True)
+        return self.dataset[chosen]
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graphattn.errors import ArgumentError, ConfigError
+from graphattn.training.padding import IGNORED
 
-__all__ = ["check_classes", "choose_metric", "multilabel_loss", "same_shape"]
+__all__ = ["check_classes", "choose_metric", "labels_or_nan", "multilabel_loss", "same_shape"]
 
 
 def check_classes(scores: Tensor, target: Tensor, num_classes: int | None = None) -> None:
@@ -34,6 +36,11 @@ def same_shape(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         f"the model returned {tuple(output.shape)} for targets y of shape {tuple(target.shape)}; check the model's "
         "out_channels and readout"
     )
+
+
+def labels_or_nan(y: Tensor) -> Tensor:
+    """Floating labels, NaN where there are none; integers have -100 there."""
+    return y.float() if y.is_floating_point() else y.float().masked_fill(y == IGNORED, math.nan)
 
 
 def multilabel_loss(prediction: Tensor, target: Tensor) -> Tensor:

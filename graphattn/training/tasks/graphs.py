@@ -12,7 +12,7 @@ from graphattn.errors import ArgumentError
 from graphattn.training.metrics import Accuracy, TaskMean
 from graphattn.training.regression_metrics import RegressionError
 from graphattn.training.task import GraphTask
-from graphattn.training.tasks.checks import check_classes, choose_metric, multilabel_loss, same_shape
+from graphattn.training.tasks.checks import check_classes, choose_metric, labels_or_nan, multilabel_loss, same_shape
 
 __all__ = ["GraphClassification", "GraphRegression"]
 
@@ -41,7 +41,7 @@ class GraphRegression(GraphTask):
 
     def rows(self, output: Tensor, batch: Any, stage: str) -> tuple[Tensor, Tensor]:
         """All graphs."""
-        return same_shape(output, batch.y.float())
+        return same_shape(output, labels_or_nan(batch.y))
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Absolute or squared error, over the labelled entries."""
@@ -85,7 +85,7 @@ class GraphClassification(GraphTask):
         """All graphs."""
         if self.labels == "multiclass":
             return output, batch.y.view(-1)
-        return same_shape(output, batch.y.float())
+        return same_shape(output, labels_or_nan(batch.y))
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy, or binary cross-entropy over the labelled entries."""

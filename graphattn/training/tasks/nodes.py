@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -107,10 +108,12 @@ class InductiveNodeClassification(GraphTask):
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy with the batch's class weights."""
-        from graphattn_datasets.metrics import sbm_class_weights
-
         check_classes(prediction, target, self.num_classes)
-        return F.cross_entropy(prediction, target, weight=sbm_class_weights(target, self.num_classes))
+        # graphattn_datasets.metrics.sbm_class_weights without labels that are left out, and without the host.
+        counted = (target >= 0).to(prediction.dtype)
+        count = counted.new_zeros(self.num_classes).scatter_add(0, target.clamp(min=0), counted)
+        weight = torch.where(count > 0, 1 - count / count.sum().clamp(min=1), 0.0)
+        return F.cross_entropy(prediction, target, weight=weight)
 
 
 class _PairAuc(TaskMean):

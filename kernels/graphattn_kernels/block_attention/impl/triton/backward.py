@@ -41,7 +41,7 @@ def row_kernel(
     LEADING: tl.constexpr, CLAMPED: tl.constexpr, EVEN: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Owners are targets. STATS ``[B * H, places, 4]`` gets, for the column pass, the log-sum-exp in powers of 2 (+inf
-    where no weight is to come out), delta = out . grad_out - grad_lse, and two places that nobody reads."""
+    where no weight is to come out), delta = out . grad_out - grad_lse, and two zeros."""
     run, entry, strip = program(num_runs, num_parts, shared, BM // M)
     row = tl.load(ROW + run)
     if row < 0:
@@ -66,6 +66,8 @@ def row_kernel(
     at_stats = STATS + ((batch * heads + head) * target_blocks * BM + block * BM + here) * 4
     tl.store(at_stats, lse)
     tl.store(at_stats + 1, delta)
+    tl.store(at_stats + 2, tl.zeros_like(delta))
+    tl.store(at_stats + 3, tl.zeros_like(delta))
 
     q = load_rows(Q, origin(batch, q_b, head, q_h, ALIGN), first, local, q_t, valid, D, DP, ALIGN, False)
     k_base = origin(batch, k_b, head, k_h, ALIGN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -24,130 +25,121 @@ _PROGRAMS = 512  # of a pass: as many as a large GPU holds at once, of these
 _CHUNKS = 128  # of a member, at most: every program of the next pass adds their sums
 _TILE = 4096  # numbers of an input that a program asks for at once
 _JOINED = 4096  # numbers of sums that are added at once
-
-
-class _Kind(NamedTuple):
-    """What the kernels are compiled for."""
-
-    dtype: torch.dtype
-    device: int
-    width: int
-    v_width: int
-    group: int
-    align: int
-    """A power of 2 that divides every stride, up to what 16 bytes hold."""
-    wide: tuple[bool, ...]
-    """Which strides need 64 bits."""
-    members: tuple[torch.dtype | None, ...]
+_WARPS = 4
 
 
 class _Side(NamedTuple):
-    """Targets or sources, and how they are dealt to programs."""
+    """Targets or sources of a member, and how they are dealt to programs."""
 
-    lengths: Tensor | None
-    ptr: Tensor | None
-    slots: int
     size: int
     chunk: int
+    slots: int
 
 
-class _Call:
-    """The arguments that the kernels take, prepared once."""
+class _Plan(NamedTuple):
+    """All that shapes decide, worked out once for each: where tensors are small, the host is what takes long."""
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, members: Members) -> None:
-        self.inputs = q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
-        self.count, self.heads = members.count(q), q.shape[2]
-        self.width, self.v_width = q.shape[3], v.shape[3]
-        strides, align = strides_of(q.dtype, *((x.shape, x.stride()) for x in self.inputs))
-        self.q_strides, self.source_strides = strides[:3], strides[3:]
-        self.group = self._group(q.dtype.itemsize)
-        where = q.dtype, q.get_device(), self.width, self.v_width, self.group, align
-        wide = tuple([n >= 2**31 for n in strides])
-        self.kind = _Kind(*where, wide, tuple([None if x is None else x.dtype for x in members]))
-        members = Members(*(None if x is None else aligned(x.contiguous()) for x in members))
-        self.targets = self._side(members.target_lengths, members.target_ptr, q)
-        self.sources = self._side(members.source_lengths, members.source_ptr, k)
+    kind: tuple[Any, ...]
+    """What the kernels are compiled for."""
+    empty: bool
+    """Whether there is nothing to sum, so that everything is zero."""
+    members: int
+    groups: int
+    """Programs for each slot: groups of heads."""
+    targets: _Side
+    sources: _Side
+    q_strides: tuple[int, ...]
+    source_strides: tuple[int, ...]
+    constants: dict[Any, dict[str, int]]
+    """Of each kernel."""
 
-    def _group(self, itemsize: int) -> int:
-        """Heads of a program: as many as make a cache line."""
-        group, most = 1, next_power_of_2(max(1, self.heads))
-        while group < most and group * min(self.width, self.v_width) * itemsize < 128:
-            group *= 2
-        return group
+    def run(self, kernel: Any, slots: int, args: tuple[Any, ...]) -> None:
+        """Launch a program for each slot and group of heads."""
+        launch(kernel, (slots * self.groups, 1, 1), args, self.constants[kernel.fn], self.kind)
 
-    @property
-    def groups(self) -> int:
-        return -(-self.heads // self.group)
 
-    @property
-    def padded(self) -> dict[str, int]:
-        return {"DP": next_power_of_2(self.width), "DVP": next_power_of_2(self.v_width)}
+def _plan(q: Tensor, k: Tensor, v: Tensor, members: Members) -> _Plan:
+    layouts = (q.shape, q.stride()), (k.shape, k.stride()), (v.shape, v.stride())
+    types = tuple([None if x is None else x.dtype for x in members])
+    return _plan_of(q.dtype, q.get_device(), layouts, types, members.count(q))
 
-    @property
-    def rows(self) -> int:
-        """Rows that a program takes at once."""
-        return max(1, _TILE // (self.group * max(self.padded.values())))
 
-    @property
-    def joined(self) -> int:
-        """Slots that are added at once."""
-        return max(1, min(32, _JOINED // (self.group * max(self.padded.values()))))
+@lru_cache(1024)
+def _plan_of(dtype: torch.dtype, device: int, layouts: Any, members: tuple[Any, ...], count: int) -> _Plan:
+    (q_shape, _), (k_shape, _), (v_shape, _) = layouts
+    heads, d, dv = q_shape[2], q_shape[3], v_shape[3]
+    empty = 0 in (count, q_shape[1], k_shape[1], heads, d, dv)
+    strides, align = strides_of(dtype, *layouts)
+    group = _group(heads, min(d, dv) * dtype.itemsize)
+    groups = -(-heads // group)
+    dp, dvp = (next_power_of_2(max(1, n)) for n in (d, dv))
+    rows = max(1, _TILE // (group * max(dp, dvp)))
+    joined = max(1, min(32, _JOINED // (group * max(dp, dvp))))
 
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to sum, so that everything is zero."""
-        return 0 in (self.count, self.targets.size, self.sources.size, self.heads, self.width, self.v_width)
-
-    def _side(self, lengths: Tensor | None, ptr: Tensor | None, x: Tensor) -> _Side:
-        size = x.shape[1]
-        if 0 in (size, self.heads, self.count, self.width, self.v_width):
-            return _Side(lengths, ptr, 0, size, 1)
-        chunks = min(_CHUNKS, -(-_PROGRAMS // (self.groups * (self.count if ptr is None else 1))))
+    def side(size: int, ragged: bool) -> _Side:
+        if empty:
+            return _Side(size, 1, 0)
+        chunks = min(_CHUNKS, -(-_PROGRAMS // (groups * (1 if ragged else count))))
         chunk = -(-size // chunks)
-        chunk = -(-chunk // self.rows) * self.rows
-        return _Side(lengths, ptr, num_slots(ptr, self.count, size, chunk), size, chunk)
+        chunk = -(-chunk // rows) * rows
+        # The number of slots asks only whether there are pointers.
+        return _Side(size, chunk, size // chunk + count if ragged else num_slots(None, count, size, chunk))
 
-    def run(self, kernel: Any, programs: int, args: tuple[Any, ...], constants: dict[str, int]) -> None:
-        """Launch so many programs for each group of heads."""
-        constants = {**constants, "HB": self.group, **self._moving(kernel), "num_warps": 4, "num_stages": 1}
-        launch(kernel, (programs * self.groups, 1, 1), args, constants, (self.kind, self.rows, self.joined))
+    launched = {"num_warps": _WARPS, "num_stages": 1}
+    tile, join, hint = {"HB": group, "R": rows}, {"B": joined}, {"ALIGN": align}
+    constants = {
+        query_kernel.fn: {"D": d, "DP": dp, **tile, **hint, **launched},
+        mix_kernel.fn: {"D": d, "DV": dv, "DP": dp, "DVP": dvp, **tile, **join, **hint, **launched},
+        join_kernel.fn: {"D": d, "DV": dv, "DVP": dvp, "HB": group, **join, **launched},
+        grad_source_kernel.fn: {"D": d, "DV": dv, "DP": dp, "DVP": dvp, **tile, **hint, **launched},
+        grad_query_kernel.fn: {"D": d, "DV": dv, "DP": dp, **tile, **join, **hint, **launched},
+    }
+    ragged = members[2] is not None
+    kind = dtype, device, d, dv, group, rows, joined, align, tuple([n >= 2**31 for n in strides]), members
+    sides = side(q_shape[1], ragged), side(k_shape[1], ragged)
+    return _Plan(kind, empty, count, groups, *sides, strides[:3], strides[3:], constants)
 
-    def _moving(self, kernel: Any) -> dict[str, int]:
-        tile = {"R": self.rows}
-        join = {"B": self.joined}
-        return {
-            query_kernel: {**tile, "ALIGN": self.kind.align},
-            mix_kernel: {**tile, **join, "ALIGN": self.kind.align},
-            join_kernel: join,
-            grad_source_kernel: {**tile, "ALIGN": self.kind.align},
-            grad_query_kernel: {**tile, **join, "ALIGN": self.kind.align},
-        }[kernel]
+
+def _group(heads: int, row_bytes: int) -> int:
+    """Heads of a program: as many as make a cache line."""
+    group, most = 1, next_power_of_2(max(1, heads))
+    while group < most and group * row_bytes < 128:
+        group *= 2
+    return group
+
+
+def _ready(members: Members) -> Members:
+    """With addresses and strides that kernels take."""
+    if all(x is None for x in members):
+        return members
+    return Members(*(None if x is None else aligned(x.contiguous()) for x in members))
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, members: Members, eps_q: float, eps_k: float) -> tuple[Tensor, Tensor]:
     """See the API. Returns the mixture, and the sums that the backward pass needs."""
     with guard(q):
-        call = _Call(q, k, v, members)
-        q, k, v = call.inputs
-        d, dv, heads, targets, sources = call.width, call.v_width, call.heads, call.targets, call.sources
-        shape, sums_shape = (call.count, heads, dv), (call.count, heads, d + dv + 2)
-        if call.empty:
+        q, k, v, members = dense_rows(q), dense_rows(k), dense_rows(v), _ready(members)
+        plan = _plan(q, k, v, members)
+        (_, _, heads, d), dv, count = q.shape, v.shape[3], plan.members
+        targets, sources = plan.targets, plan.sources
+        shape, sums_shape = (count, heads, dv), (count, heads, d + dv + 2)
+        if plan.empty:
             return v.new_zeros(shape), q.new_zeros(sums_shape, dtype=torch.float32)
         out, sums = v.new_empty(shape), q.new_empty(sums_shape, dtype=torch.float32)
         # One allocation, in four parts that begin at multiples of 16 bytes.
         numbers = targets.slots * d, targets.slots, sources.slots * dv, sources.slots
         sizes = [-(-heads * n // 4) * 4 for n in numbers]
         query, length, value, weight = sums.new_empty(sum(sizes)).split(sizes)
-        widths = {"D": d, "DV": dv, **call.padded}
 
         args: tuple[Any, ...]
-        args = (q, length, query, targets.lengths, targets.ptr, targets.slots, call.count, targets.size, targets.chunk)
-        call.run(query_kernel, targets.slots, (*args, heads, *call.q_strides), {"D": d, "DP": widths["DP"]})
-        args = (k, v, length, query, weight, value, sums, sources.lengths, sources.ptr, targets.ptr, sources.slots)
-        sides = call.count, sources.size, sources.chunk, targets.size, targets.chunk, heads, *call.source_strides
-        call.run(mix_kernel, sources.slots, (*args, *sides, eps_q), widths)
-        args = (weight, value, sums, out, sources.ptr, sources.size, sources.chunk, heads, eps_k)
-        call.run(join_kernel, call.count, args, {"D": d, "DV": dv, "DVP": widths["DVP"]})
+        args = (q, length, query, members.target_lengths, members.target_ptr, targets.slots, count)
+        plan.run(query_kernel, targets.slots, (*args, targets.size, targets.chunk, heads, *plan.q_strides))
+        args = (k, v, length, query, weight, value, sums, members.source_lengths, members.source_ptr)
+        args = (*args, members.target_ptr, sources.slots, count, sources.size, sources.chunk)
+        args = (*args, targets.size, targets.chunk, heads, *plan.source_strides, eps_q)
+        plan.run(mix_kernel, sources.slots, args)
+        args = (weight, value, sums, out, members.source_ptr, sources.size, sources.chunk, heads, eps_k)
+        plan.run(join_kernel, count, args)
     return out, sums
 
 
@@ -163,22 +155,20 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     with guard(q):
-        call = _Call(q, k, v, members)
-        if call.empty:
-            zeros = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
-            return zeros[0], zeros[1], zeros[2]
         grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-        q, k, v = call.inputs
+        q, k, v, members = dense_rows(q), dense_rows(k), dense_rows(v), _ready(members)
+        plan = _plan(q, k, v, members)
+        if plan.empty:
+            return grad_q.zero_(), grad_k.zero_(), grad_v.zero_()
         sums, grad_out = aligned(sums.contiguous()), aligned(grad_out.contiguous())
-        d, dv, heads, targets, sources = call.width, call.v_width, call.heads, call.targets, call.sources
-        mean = sums.new_empty(sources.slots * heads * d)
-        widths = {"D": d, "DV": dv, **call.padded}
+        targets, sources, count, heads = plan.targets, plan.sources, plan.members, q.shape[2]
+        mean = sums.new_empty(sources.slots * heads * q.shape[3])
 
         args: tuple[Any, ...]
-        args = (k, v, sums, grad_out, grad_k, grad_v, mean, sources.lengths, sources.ptr, sources.slots, call.count)
-        numbers = sources.size, sources.chunk, heads, *call.source_strides, eps_q, eps_k
-        call.run(grad_source_kernel, sources.slots, (*args, *numbers), widths)
-        args = (q, sums, mean, grad_q, targets.lengths, targets.ptr, sources.ptr, targets.slots, call.count)
-        numbers = targets.size, targets.chunk, sources.size, sources.chunk, heads, *call.q_strides, eps_q
-        call.run(grad_query_kernel, targets.slots, (*args, *numbers), {"D": d, "DV": dv, "DP": widths["DP"]})
+        args = (k, v, sums, grad_out, grad_k, grad_v, mean, members.source_lengths, members.source_ptr)
+        args = (*args, sources.slots, count, sources.size, sources.chunk, heads, *plan.source_strides, eps_q, eps_k)
+        plan.run(grad_source_kernel, sources.slots, args)
+        args = (q, sums, mean, grad_q, members.target_lengths, members.target_ptr, members.source_ptr)
+        args = (*args, targets.slots, count, targets.size, targets.chunk, sources.size, sources.chunk)
+        plan.run(grad_query_kernel, targets.slots, (*args, heads, *plan.q_strides, eps_q))
     return grad_q, grad_k, grad_v

@@ -1,9 +1,8 @@
-"""Networks for images: the vision transformer with any mechanism on any graph of patches."""
+"""The vision transformer with any mechanism on any graph of patches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +10,19 @@ from torch.utils.checkpoint import checkpoint
 
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph, patterns
+from graphattn.models.image._initial import draw_parameters
+from graphattn.models.image._timm import TimmFace, check_pool
 from graphattn.models.parts import make_mechanism
-from graphattn.models.patches import GraphRule, PatchEmbed, patch_graph, resize_positions, sincos_positions
+from graphattn.models.patches import GraphRule, PatchEmbed, patch_graph, resize_positions
 from graphattn.nn import PreNormBlock
 
-__all__ = ["ATTENTIONS", "POOLINGS", "VisionTransformer", "from_timm"]
+__all__ = ["ATTENTIONS", "VisionTransformer"]
 
 ATTENTIONS = {"softmax": "multihead"}
 """Other names of mechanisms, beside those of :func:`graphattn.list_mechanisms`."""
-POOLINGS = ("token", "avg", "max", "")
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(TimmFace):
     """The vision transformer (Dosovitskiy et al., arXiv 2010.11929) whose attention is any mechanism of the library and
     whose tokens, prefix tokens and then patches row by row, are any token graph.
 
@@ -104,7 +104,7 @@ class VisionTransformer(nn.Module):
         weight_init: str = "",
     ) -> None:
         super().__init__()
-        _check_pool(global_pool, class_token)
+        check_pool(global_pool, class_token)
         if pos_embed not in ("learn", "sincos", "none"):
             raise ArgumentError(f"pos_embed must be 'learn', 'sincos' or 'none', got {pos_embed!r}")
         self.num_classes, self.global_pool = num_classes, global_pool
@@ -119,7 +119,14 @@ class VisionTransformer(nn.Module):
         positions = self._positioned_prefix + self.patch_embed.num_patches
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dim)) if pos_embed != "none" else None
         self.pos_drop = nn.Dropout(pos_drop_rate)
-        shared = {"dropout": proj_drop_rate, "attention_dropout": attn_drop_rate, "bias": qkv_bias}
+        shared: dict[str, Any] = {
+            "dropout": proj_drop_rate,
+            "attention_dropout": attn_drop_rate,
+            "bias": qkv_bias,
+            "num_tokens": None if dynamic_img_size else self.num_prefix_tokens + self.patch_embed.num_patches,
+            "prefix_tokens": self.num_prefix_tokens,
+            "grid_size": self.patch_embed.grid_size,
+        }
         options = {"edge_output": False, "shared": shared, **(attention_options or {})}
         mechanism = ATTENTIONS.get(attention, attention)
         self.blocks = nn.ModuleList(
@@ -149,7 +156,7 @@ class VisionTransformer(nn.Module):
         ]
         self._graphs: dict[tuple[int, int], TokenGraph] = {}
         self.token_graph(*self.patch_embed.grid_size)  # says now what is wrong with it
-        self._draw(weight_init, pos_embed)
+        draw_parameters(self, weight_init, pos_embed)
 
     # --- the network --------------------------------------------------------------------------------------
 
@@ -185,61 +192,6 @@ class VisionTransformer(nn.Module):
             return patches.mean(1)
         return patches.amax(1) if self.global_pool == "max" else x
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-        output_dict: bool = False,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-    ) -> Any:
-        """Token rows after some blocks, as timm returns them.
-
-        Args:
-            x: Images ``[B, in_chans, height, width]``.
-            indices: Which blocks: the last so many, a list (negative: from the end), or ``None``: all.
-            return_prefix_tokens: Return pairs of patch rows and prefix rows.
-            norm: Apply the last norm to each.
-            stop_early: Run no block after the last that is wanted; then the first result is of that block.
-            output_fmt: Patch rows as ``"NCHW"`` (an image of patches) or ``"NLC"``.
-            intermediates_only: Return the list alone.
-            output_dict: Return ``image_features``, ``image_intermediates`` and ``image_intermediates_prefix``.
-            attn_mask: See :meth:`forward`.
-            is_causal: See :meth:`forward`.
-
-        Returns:
-            ``(features, list)``, the list, or a dict.
-        """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ArgumentError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
-        taken = _take(len(self.blocks), indices)
-        grid = self.patch_embed.grid_of(x)
-        x, graph = self._tokens(x, attn_mask, is_causal)
-        found: list[Tensor] = []
-        for n, block in enumerate(self.blocks):
-            if stop_early and n > max(taken):
-                break
-            x = self._run(block, x, graph)
-            if n in taken:
-                found.append(self.norm(x) if norm else x)
-        prefix = [rows[:, : self.num_prefix_tokens] for rows in found]
-        patches = [rows[:, self.num_prefix_tokens :] for rows in found]
-        if output_fmt == "NCHW":
-            patches = [rows.unflatten(1, grid).permute(0, 3, 1, 2).contiguous() for rows in patches]
-        with_prefix = return_prefix_tokens and self.num_prefix_tokens > 0
-        if output_dict:
-            result: dict[str, Any] = {"image_intermediates": patches}
-            if with_prefix:
-                result["image_intermediates_prefix"] = prefix
-            return result if intermediates_only else {**result, "image_features": self.norm(x)}
-        listed: list[Any] = list(zip(patches, prefix, strict=True)) if with_prefix else list(patches)
-        return listed if intermediates_only else (self.norm(x), listed)
-
     def token_graph(self, height: int | None = None, width: int | None = None) -> TokenGraph:
         """The graph over the tokens of an image of ``height`` x ``width`` patches; default: of ``img_size``."""
         rows, columns = self.patch_embed.grid_size
@@ -250,81 +202,7 @@ class VisionTransformer(nn.Module):
             self._graphs[size] = graph
         return graph
 
-    # --- what timm's scripts ask for ----------------------------------------------------------------------
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier; ``num_classes=0``: none."""
-        if global_pool is not None:
-            _check_pool(global_pool, self.cls_token is not None)
-            self.global_pool = global_pool
-        self.num_classes = num_classes
-        like = self.patch_embed.proj.weight
-        head: nn.Module = nn.Identity()
-        if num_classes > 0:
-            head = nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
-        self.head = head.train(self.training)
-
-    def set_input_size(
-        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
-    ) -> None:
-        """Images and patches of another size: patch weights, positions and graph follow."""
-        before = self.patch_embed.grid_size
-        self.patch_embed.set_input_size(img_size, patch_size)
-        after = self.patch_embed.grid_size
-        self._graphs.clear()
-        self.token_graph(*after)
-        if self.pos_embed is not None and before != after:
-            positions = resize_positions(self.pos_embed.detach(), before, after, self._positioned_prefix)
-            self.pos_embed = nn.Parameter(positions, requires_grad=self.pos_embed.requires_grad)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute each block again in the backward pass instead of keeping what is inside."""
-        self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that weight decay should leave alone."""
-        return {"pos_embed", "cls_token", "reg_token"}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of parameter names by depth, for learning rates that decay with it."""
-        return {
-            "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
-        }
-
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Remove the blocks after the last wanted one, and norm and classifier; the numbers of the wanted blocks."""
-        taken = _take(len(self.blocks), indices)
-        self.blocks = self.blocks[: max(taken) + 1]
-        if prune_norm:
-            self.norm = nn.Identity()
-        if prune_head:
-            self.fc_norm, self.pre_logits, self.head_hidden_size = nn.Identity(), nn.Identity(), self.embed_dim
-            self.reset_classifier(0, "")
-        return taken
-
-    @property
-    def pretrained_cfg(self) -> dict[str, Any]:
-        """What timm's data pipeline asks a model for."""
-        return {
-            "num_classes": self.num_classes,
-            "input_size": (self.patch_embed.proj.in_channels, *self.patch_embed.img_size),
-            "fixed_input_size": not self.dynamic_img_size,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        }
-
     # --- parts --------------------------------------------------------------------------------------------
-
-    @property
-    def _positioned_prefix(self) -> int:
-        return 0 if self.no_embed_class else self.num_prefix_tokens
 
     def _run(self, block: nn.Module, x: Tensor, graph: TokenGraph) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
@@ -355,80 +233,3 @@ class VisionTransformer(nn.Module):
         if causal:
             graph = graph & patterns.causal(rows.shape[1], device=rows.device)
         return self.pos_drop(rows), graph
-
-    def _draw(self, how: str, positions: str) -> None:
-        """Initial values as timm's; a mechanism keeps its own."""
-        if how not in ("", "jax"):
-            raise ArgumentError(f"weight_init must be '' or 'jax', got {how!r}")
-        if self.pos_embed is not None:
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        if self.pos_embed is not None and positions == "sincos":
-            waves = sincos_positions(*self.patch_embed.grid_size, self.embed_dim)
-            self.pos_embed.data[:, self._positioned_prefix :] = waves
-        for token in (self.cls_token, self.reg_token):
-            if token is not None:
-                nn.init.normal_(token, std=1e-6)
-        parts: list[nn.Module] = [self.pre_logits, self.head]
-        for block in self.blocks:
-            assert isinstance(block, PreNormBlock)
-            parts += [block.mlp, block.mixer]
-        for linear in (module for part in parts for module in part.modules() if isinstance(module, nn.Linear)):
-            if how == "jax":
-                nn.init.xavier_uniform_(linear.weight)
-                nn.init.normal_(linear.bias, std=1e-6)
-            else:
-                nn.init.trunc_normal_(linear.weight, std=0.02)
-                nn.init.zeros_(linear.bias)
-        if how == "jax":
-            patches = self.patch_embed.proj
-            nn.init.trunc_normal_(patches.weight, std=patches.weight[0].numel() ** -0.5)
-            for parameter in (patches.bias, *self.head.parameters()):
-                if parameter is not None:
-                    nn.init.zeros_(parameter)
-
-
-class _Renaming(NamedTuple):
-    theirs: str
-    ours: str
-
-
-_TIMM = (
-    _Renaming(".attn.qkv.weight", ".attn.in_proj_weight"),
-    _Renaming(".attn.qkv.bias", ".attn.in_proj_bias"),
-    _Renaming(".attn.proj.", ".attn.out_proj."),
-    _Renaming(".mlp.fc1.", ".mlp.inner."),
-    _Renaming(".mlp.fc2.", ".mlp.outer."),
-    _Renaming(".ls1.gamma", ".scale1"),
-    _Renaming(".ls2.gamma", ".scale2"),
-)
-
-
-def from_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of timm's ``VisionTransformer`` under the names of :class:`VisionTransformer` with softmax attention.
-
-    Args:
-        state_dict: ``timm_model.state_dict()``.
-    """
-    renamed = {}
-    for name, value in state_dict.items():
-        for theirs, ours in _TIMM:
-            name = name.replace(theirs, ours)
-        renamed[name] = value
-    return renamed
-
-
-def _check_pool(global_pool: str, class_token: bool) -> None:
-    if global_pool not in POOLINGS:
-        raise ArgumentError(f"global_pool must be one of {POOLINGS}, got {global_pool!r}")
-    if global_pool == "token" and not class_token:
-        raise ArgumentError("global_pool='token' needs class_token=True; use 'avg'")
-
-
-def _take(count: int, indices: int | Sequence[int] | None) -> list[int]:
-    """Numbers of blocks from timm's ways to name them."""
-    indices = count if indices is None else indices
-    wanted = range(count - indices, count) if isinstance(indices, int) else indices
-    taken = [count + n if n < 0 and not isinstance(indices, int) else n for n in wanted]
-    if not taken or not all(0 <= n < count for n in taken):
-        raise ArgumentError(f"indices must name some of {count} blocks, got {indices!r}")
-    return taken

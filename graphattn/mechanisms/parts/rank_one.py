@@ -94,6 +94,8 @@ def target_rows(
 def _fused(graph: TokenGraph, q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
     """One row for each member, by the operation that reads its inputs once; spread over the member's targets."""
     leading, members, scale = v.shape[:-3], graph.num_members, 1.0 / max(1, q.shape[-1])
+    if members == 1 and len(leading) < 2:  # as it is: a view less is time on the host
+        return rank_one_attention(q, k, v, scale=scale, eps=eps).unsqueeze(-3)
     if of_one_size(graph):
         count = leading.numel() * members
         q, k, v = (x.reshape(count, x.shape[-3] // max(1, members), *x.shape[-2:]) for x in (q, k, v))

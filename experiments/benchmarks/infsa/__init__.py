@@ -1,0 +1,1 @@
+"""Infinite self-attention beside softmax, over the number of tokens."""

@@ -1,0 +1,1 @@
+"""Connectivity between pixels beside a mask, at the same budget."""

@@ -1,0 +1,1 @@
+"""Language models on windows of a graph: train in one, run in another."""

@@ -1,0 +1,1 @@
+"""Sparsifiner beside an oracle, random and local graphs of the same degree, and token pruning of the same cost."""

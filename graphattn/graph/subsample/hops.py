@@ -1,0 +1,78 @@
+"""Sources by their distance in a graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from graphattn.errors import ArgumentError, ArgumentTypeError
+from graphattn.graph.bits import BitGraph
+from graphattn.graph.subsample.chance import Generator, count_kept, draw
+from graphattn.graph.token_graph import TokenGraph
+from graphattn_kernels.select_sources import select_bits
+
+__all__ = ["gumbel_hops", "hops_between"]
+
+
+def gumbel_hops(
+    hops: Tensor | TokenGraph,
+    keep: float,
+    tau: float,
+    generator: Generator = None,
+    *,
+    axes: str = "",
+    minimum: int = 1,
+    most: int = 8,
+) -> BitGraph:
+    """Sources drawn without replacement with weights exp(-hops / tau) (Gumbel top-m), neighbours kept in any case.
+
+    Args:
+        hops: ``[*leading, N, N]`` distances from target (row) to source, in hops
+            (:func:`graphattn.encoding.hop_distance` computes them, once); negative or infinite: never read. Or a
+            square graph without leading dimensions, whose distances are then found in every call.
+        keep: Share of the sources that each target reads, where it has that many.
+        tau: Distance over which the weight falls by e, in hops.
+        generator: See :func:`uniform_sources`.
+        axes: What the leading dimensions are: ``""``, ``"h"``, ``"b"`` or ``"bh"``.
+        minimum: Least number of sources.
+        most: Of a graph, hops beyond which nothing is read.
+
+    Returns:
+        A graph of bits; a target has m sources, or as many as it has within one hop (itself counted), if that is more,
+        or as many as it reaches, if that is less.
+
+    Raises:
+        ArgumentError: If ``tau`` is not positive.
+    """
+    if not tau > 0:
+        raise ArgumentError(f"tau must be positive, got {tau}")
+    if isinstance(hops, TokenGraph):
+        hops = hops_between(hops, most)
+    if not isinstance(hops, Tensor) or hops.dim() < 2:
+        raise ArgumentTypeError(f"hops must be a tensor [..., N, N], got {type(hops).__name__}")
+    tokens = hops.shape[-1]
+    flat = hops.reshape(-1, *hops.shape[-2:])
+    distance = flat.float()
+    reached = (flat >= 0) & torch.isfinite(distance)
+    uniform = draw(torch.rand, tuple(flat.shape), generator, hops.device).clamp_min_(torch.finfo(torch.float32).tiny)
+    scores = -distance / tau - (-uniform.log()).log()
+    near = reached & (distance <= 1)
+    scores = scores.masked_fill(~reached, float("-inf")).masked_fill(near, float("inf"))
+    words = select_bits(scores, count_kept(tokens, keep, minimum)) | select_bits(near, at=0)
+    return BitGraph(words.view(*hops.shape[:-2], *words.shape[1:]), tokens, axes)
+
+
+def hops_between(graph: TokenGraph, most: int) -> Tensor:
+    """``[N, N]``: hops from target to source, 0 for itself, -1 beyond ``most``; waits for nothing but the edges."""
+    graph._need_square("gumbel_hops")
+    if graph.leading:
+        raise ArgumentError(f"gumbel_hops needs a graph without leading dimensions, got {list(graph.leading)}")
+    adjacency = graph.to_dense()
+    hops = torch.where(adjacency, 1, -1).fill_diagonal_(0)
+    step = adjacency.float()
+    reached = hops >= 0
+    for distance in range(2, most + 1):
+        further = (reached.float() @ step > 0) & ~reached
+        hops = torch.where(further, distance, hops)
+        reached = reached | further
+    return hops

@@ -1,0 +1,1 @@
+"""What mechanisms are made of. Mechanisms import these, and each other never."""

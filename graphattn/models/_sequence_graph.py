@@ -1,0 +1,92 @@
+"""Which graph, and which positions, the tokens of a sequence have: whole, in pieces, padded, or after others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from graphattn.errors import ArgumentError, ArgumentTypeError
+from graphattn.graph import TokenGraph, patterns
+
+__all__ = ["GraphRule", "check_tokens", "next_tokens", "positions_of", "token_graph"]
+
+GraphRule = Literal["causal"] | Callable[[int], TokenGraph]
+
+
+def check_tokens(x: Tensor, graph: TokenGraph | None, ptr: Tensor | None, mask: Tensor | None, cached: bool) -> None:
+    """Raise unless rows, pieces and mask fit each other."""
+    if x.dim() < 2:
+        raise ArgumentError(f"rows of tokens must be [..., N, width], got {list(x.shape)}")
+    if graph is not None and (ptr is not None or mask is not None):
+        raise ArgumentError("ptr and mask do not go with graph: let the graph say who is there")
+    if ptr is not None and (x.dim() != 2 or mask is not None or cached):
+        raise ArgumentError(
+            f"ptr is for one row of tokens [N], without mask and cache; got rows {list(x.shape)}, "
+            f"mask {'given' if mask is not None else 'None'}, cache {'given' if cached else 'None'}"
+        )
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise ArgumentTypeError(f"mask must be bool, got {mask.dtype}")
+    if x.dim() != 3 or mask.dim() != 2 or mask.shape[0] != x.shape[0] or (mask.shape[1] != x.shape[1] and not cached):
+        raise ArgumentError(f"mask must be [B, N] for rows {list(x.shape)}, got {list(mask.shape)}")
+
+
+def positions_of(x: Tensor, past: int, ptr: Tensor | None, mask: Tensor | None) -> Tensor:
+    """0, 1, ... from the first token of each sequence, ``[N]`` or ``[B, N]``."""
+    count = x.shape[-2]
+    if mask is not None:
+        return (mask.cumsum(-1) - 1).clamp(min=0)[:, past:]
+    positions = torch.arange(past, past + count, device=x.device)
+    if ptr is None:
+        return positions
+    member = torch.searchsorted(ptr, positions, right=True) - 1
+    return positions - ptr[member]
+
+
+def token_graph(rule: GraphRule, x: Tensor, past: int, ptr: Tensor | None, mask: Tensor | None) -> TokenGraph:
+    """The graph of new tokens over all of them, by the model's rule."""
+    new, every = x.shape[-2], past + x.shape[-2]
+    if rule == "causal":
+        graph: TokenGraph = patterns.causal(every, device=x.device)
+        if new == 1 and mask is None:  # the last token reads all
+            return patterns.complete(1, every, device=x.device)
+    else:
+        graph = rule(every)
+        if graph.num_tokens != every:
+            raise ArgumentError(f"graph must give a graph over {every} tokens, got {graph.num_tokens}")
+        graph = graph.to(x.device)
+    if ptr is not None:
+        return graph & patterns.blocks(ptr, num_tokens=every, validate=False)
+    if mask is None and past == 0:
+        return graph
+    if mask is None:
+        place = torch.arange(every, device=x.device)
+        return TokenGraph.from_adj_t(_reads(graph, place[past:], place))
+    places = positions_of(x, 0, None, mask)  # in its text, not among padding: a window is of tokens that are there
+    rows = [_reads(graph, place[past:], place) & there for place, there in zip(places, mask, strict=True)]
+    return TokenGraph.stack([TokenGraph.from_adj_t(row) for row in rows])
+
+
+def _reads(graph: TokenGraph, target: Tensor, source: Tensor) -> Tensor:
+    """bool ``[T, S]``: whether the token at each place ``target`` reads the one at each place ``source``."""
+    if graph.pattern is not None:
+        return graph.pattern.contains(target[:, None], source)
+    return graph.to_dense()[target][:, source]
+
+
+def next_tokens(tokens: Tensor, ptr: Tensor | None, mask: Tensor | None) -> Tensor:
+    """The token after each in its sequence, -100 where there is none."""
+    after = torch.full_like(tokens, -100)
+    if mask is None:
+        after[..., :-1] = tokens[..., 1:]
+    else:  # the next that is there
+        for row, there, found in zip(tokens, mask, after, strict=True):
+            place = there.nonzero().flatten()
+            found[place[:-1]] = row[place[1:]]
+    if ptr is not None:
+        after[(ptr[1:] - 1).long()] = -100
+    return after

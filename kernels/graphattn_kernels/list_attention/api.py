@@ -1,0 +1,178 @@
+"""Public function: validation that no backend may differ on, and choice of backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from graphattn_kernels import backends
+from graphattn_kernels._library import autocast
+from graphattn_kernels._segment import accumulate_dtype
+from graphattn_kernels.errors import ArgumentError, ArgumentTypeError, BackendError
+from graphattn_kernels.list_attention import ops
+from graphattn_kernels.list_attention.impl import gather, reference
+from graphattn_kernels.lists import SourceLists
+
+__all__ = ["list_attention", "select"]
+
+_DTYPES = torch.float16, torch.bfloat16, torch.float32
+_WIDTH = 256  # channels of a head that fit on the chip beside a list's part
+
+
+def list_attention(
+    lists: SourceLists,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    clamp: float | None = None,
+    need_lse: bool = True,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of every target over the sources in the list of its block.
+
+    Under autocast the tensors are cast to its dtype.
+
+    .. math::
+        a_{tsh} = \\operatorname{clamp}\\Big(\\sigma \\sum_d q_{thd} k_{shd}\\Big), \\qquad
+        y_{th} = \\sum_{s \\in L(t)} \\operatorname{softmax}_{s \\in L(t)}(a_{tsh})\\, v_{sh}
+
+    Args:
+        lists: Who reads whom; lists for each batch entry and/or head where ``lists.leading`` says so.
+        q: ``[B, T, H, D]`` or ``[T, H, D]`` queries.
+        k: ``[B, S, H, D]`` or ``[S, H, D]`` keys.
+        v: ``[B, S, H, D_v]`` or ``[S, H, D_v]`` values.
+        scale: Factor sigma of the product; default ``D ** -0.5``.
+        clamp: Bound on the magnitude of the score.
+        need_lse: Whether the log-sum-exp is wanted: without it, disjoint lists can take PyTorch's dense attention.
+        backend: ``"auto"``, ``"dense"`` (gather, then PyTorch's attention), ``"triton"``, ``"gather"`` or
+            ``"reference"``.
+
+    Returns:
+        ``[B, T, H, D_v]`` in the dtype of ``v`` (a target that reads nobody gets exactly 0), and the log-sum-exp of
+        its scores ``[B, T, H]`` in float32 (float64 for float64), -inf for a target that reads nobody; without B as
+        the inputs. Both are differentiable. ``None`` for the second from ``"dense"``.
+
+    Raises:
+        ArgumentError: If shapes or values do not fit.
+        ArgumentTypeError: If dtypes do not fit.
+        BackendError: If a backend that was named cannot run here.
+    """
+    for name, x in {"q": q, "k": k, "v": v}.items():
+        if not isinstance(x, Tensor):
+            raise ArgumentTypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    q, k, v = autocast(q, k, v)  # type: ignore[assignment]
+    batched = _check(lists, q, k, v)
+    if clamp is not None and not clamp > 0:
+        raise ArgumentError(f"clamp must be positive, got {clamp}")
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    name = select(backend, lists, q, v, clamp=clamp, need_lse=need_lse)
+    if not batched:
+        q, k, v = q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)
+    out, lse = _run(name, lists, q, k, v, scale, clamp)
+    if lists.own and name != "reference":
+        assert lse is not None
+        out, lse = _with_itself(out, lse, q, k, v, scale, clamp)
+    if batched:
+        return out, lse
+    return out.squeeze(0), None if lse is None else lse.squeeze(0)
+
+
+def select(
+    backend: str, lists: SourceLists, q: Tensor, v: Tensor, *, clamp: float | None = None, need_lse: bool = True
+) -> str:
+    """The backend that :func:`list_attention` takes for these arguments.
+
+    Raises:
+        ArgumentError: If there is no backend of this name.
+        BackendError: If a backend that was named cannot run here; the text says why.
+    """
+    if backend in ("reference", "gather"):
+        return backend
+    if backend in ("auto", "dense"):
+        reason = "it returns no log-sum-exp" if need_lse else gather.why_not_dense(lists, clamp)
+        if reason is None:
+            return "dense"
+        if backend == "dense":
+            raise BackendError(f"backend 'dense' cannot run: {reason}; use 'gather' or 'auto'")
+    reason = None
+    if backend == "auto":
+        if q.device.type != "cuda" or backends.choose("auto", q.device) != "triton":
+            return "gather"
+    elif backends.choose(backend, q.device) != "triton":
+        reason = "this operation has no such implementation"
+    if reason is None and q.dtype not in _DTYPES:
+        reason = f"its kernels take float16, bfloat16 or float32, got {q.dtype}"
+    if reason is None and max(q.shape[-1], v.shape[-1]) > _WIDTH:
+        reason = f"it takes at most {_WIDTH} channels a head, got {q.shape[-1]} and {v.shape[-1]}"
+    if reason is None:
+        return "triton"
+    if backend == "auto":
+        return "gather"
+    raise BackendError(f"backend {backend!r} cannot run: {reason}; use 'gather' or 'auto'")
+
+
+def _run(
+    name: str, lists: SourceLists, q: Tensor, k: Tensor, v: Tensor, scale: float, clamp: float | None
+) -> tuple[Tensor, Tensor | None]:
+    if name == "dense":
+        return gather.dense(lists, q, k, v, scale), None
+    if name == "triton":
+        return ops.list_attention(*lists, q, k, v, scale, clamp)
+    return (reference if name == "reference" else gather).list_attention(lists, q, k, v, scale, clamp)
+
+
+def _with_itself(
+    out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, clamp: float | None
+) -> tuple[Tensor, Tensor]:
+    """Joined with the edge from each token to itself, which the other edges leave out."""
+    dtype = accumulate_dtype(q.dtype)
+    score = (q.to(dtype) * k.to(dtype)).sum(-1) * scale
+    if clamp is not None:
+        score = score.clamp(-clamp, clamp)
+    alone = lse == float("-inf")  # an infinite number has no second derivative
+    lse = lse.masked_fill(alone, 0.0)
+    total = torch.where(alone, score, torch.logaddexp(lse, score))
+    others = (lse - total).exp().masked_fill(alone, 0.0)
+    out = others.unsqueeze(-1) * out.to(dtype) + (score - total).exp().unsqueeze(-1) * v.to(dtype)
+    return out.to(v.dtype), total
+
+
+def _check(lists: SourceLists, q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Raise unless everything fits; whether there is a batch axis."""
+    for name, x in {"q": q, "k": k, "v": v}.items():
+        if not x.is_floating_point():
+            raise ArgumentTypeError(f"{name} must be a floating tensor, got {x.dtype}")
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ArgumentTypeError(
+                f"{name} must have the dtype and device of q, {q.dtype} on {q.device}, got {x.dtype} on {x.device}"
+            )
+    if q.dim() not in (3, 4):
+        raise ArgumentError(f"q must be [B, T, H, D] or [T, H, D], got shape {list(q.shape)}")
+    if "b" in lists.leading and q.dim() == 3:
+        raise ArgumentError(f"q must be [B, T, H, D] where each batch entry has its lists, got shape {list(q.shape)}")
+    for name, x, size, what in (
+        ("q", q, lists.num_targets, "target"),
+        ("k", k, lists.num_sources, "source"),
+        ("v", v, lists.num_sources, "source"),
+    ):
+        if x.dim() != q.dim() or x.shape[-3] != size:
+            raise ArgumentError(
+                f"{name} must have {q.dim()} dimensions and one row for each {what} ({size}), got shape {list(x.shape)}"
+            )
+        if x.shape[:-3] != q.shape[:-3] or x.shape[-2] != q.shape[-2]:
+            raise ArgumentError(f"{name} must have the batch and heads of q, {list(q.shape)}, got {list(x.shape)}")
+    if k.shape[-1] != q.shape[-1]:
+        raise ArgumentError(f"k must have the channels of q, {q.shape[-1]}, got {k.shape[-1]}")
+    if lists.index.device != q.device:
+        raise ArgumentError(f"the lists must be on the device of q, {q.device}, got {lists.index.device}")
+    if lists.own and lists.num_targets != lists.num_sources:
+        raise ArgumentError("targets read themselves only where targets and sources are the same tokens")
+    copies = lists.copies(q.shape[0] if q.dim() == 4 else 1, q.shape[-2])
+    if lists.index.shape[0] != copies:
+        raise ArgumentError(
+            f"q must have the batch and heads that the lists were made for ({copies} copies, the lists have "
+            f"{lists.index.shape[0]}), got shape {list(q.shape)}"
+        )
+    return q.dim() == 4

@@ -1,0 +1,80 @@
+"""Which entries of which lists name a source, in the order of the lists, without a sort."""
+
+# mypy: disable-error-code="no-untyped-def"
+# Arguments of kernels have no Python types; shapes stand in the docstrings.
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from graphattn_kernels._triton import launch
+from graphattn_kernels.lists import SourceLists
+
+__all__ = ["transpose"]
+
+_FILL, _RANK = 1024, 64  # sources of a step that writes, and of a program that counts
+
+
+@triton.jit(do_not_specialize=["room", "num_sources"])
+def place_kernel(LISTS, LENGTH, PLACE, room, num_sources, N: tl.constexpr):
+    """PLACE ``[copies * blocks, S]``: where a source stands in a list, or -1. A program has a list."""
+    list_ = tl.program_id(0).to(tl.int64)
+    here = tl.arange(0, N)
+    for start in range(0, num_sources, N):
+        at = start + here
+        tl.store(PLACE + list_ * num_sources + at, tl.full([N], -1, PLACE.dtype.element_ty), mask=at < num_sources)
+    tl.debug_barrier()  # what was just written is written again
+    end = room
+    if LENGTH is not None:
+        end = tl.load(LENGTH + list_)
+    for start in range(0, end, N):
+        at = start + here
+        source = tl.load(LISTS + list_ * room + at, mask=at < end, other=0)
+        tl.store(PLACE + list_ * num_sources + source, at.to(PLACE.dtype.element_ty), mask=at < end)
+
+
+@triton.jit(do_not_specialize=["blocks", "room", "ranks", "num_sources", "chunks"])
+def rank_kernel(PLACE, COUNT, ENTRY, blocks, room, ranks, num_sources, chunks, N: tl.constexpr):
+    """COUNT ``[copies, S]`` and ENTRY ``[copies, ranks, S]``, numbers ``block * room + place``, for N sources of a
+    program."""
+    pid = tl.program_id(0)
+    copy = (pid // chunks).to(tl.int64)
+    source = pid % chunks * N + tl.arange(0, N)
+    there = source < num_sources
+    rank = tl.zeros([N], tl.int32)
+    at = PLACE + copy * blocks * num_sources + source
+    out = ENTRY + copy * ranks * num_sources + source
+    for block in range(blocks):
+        place = tl.load(at, mask=there, other=-1).to(tl.int32)
+        at += num_sources
+        hit = place >= 0
+        tl.store(out + rank.to(tl.int64) * num_sources, block * room + place, mask=hit)
+        rank += hit.to(tl.int32)
+    tl.store(COUNT + copy * num_sources + source, rank, mask=there)
+
+
+def transpose(lists: SourceLists) -> tuple[Tensor, Tensor]:
+    """For each source, how many entries name it, int32 ``[copies, S]``, and which, int32 ``[copies, ranks, S]``."""
+    copies, blocks, room = lists.index.shape
+    sources, ranks = lists.num_sources, 1 if lists.disjoint else blocks
+    small = torch.int16 if room < 2**15 else torch.int32
+    place = lists.index.new_empty((copies, blocks, sources), dtype=small)
+    launch(
+        place_kernel,
+        (copies * blocks, 1, 1),
+        (lists.index, lists.length, place, room, sources),
+        {"N": _FILL, "num_warps": 4, "num_stages": 1},
+    )
+    count = lists.index.new_empty((copies, sources), dtype=torch.int32)
+    entry = lists.index.new_empty((copies, ranks, sources), dtype=torch.int32)
+    chunks = -(-sources // _RANK)
+    launch(
+        rank_kernel,
+        (copies * chunks, 1, 1),
+        (place, count, entry, blocks, room, ranks, sources, chunks),
+        {"N": _RANK, "num_warps": 1, "num_stages": 4},
+    )
+    return count, entry

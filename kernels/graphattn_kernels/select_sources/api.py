@@ -1,0 +1,139 @@
+"""Public functions: validation, and choice of backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from graphattn_kernels import backends
+from graphattn_kernels.errors import ArgumentError, ArgumentTypeError, BackendError
+from graphattn_kernels.select_sources import ops
+from graphattn_kernels.select_sources.impl import reference
+
+__all__ = ["select_bits", "select_lists"]
+
+_WIDEST = 1 << 15  # sources of a row that one program of the kernel holds
+
+
+def select_bits(
+    scores: Tensor,
+    k: int | None = None,
+    *,
+    at: float | None = None,
+    always: Tensor | None = None,
+    full: Tensor | None = None,
+    keep_self: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """The best sources of each row, as bits; nothing waits for the device.
+
+    Of equal scores the source with the lowest number wins. NaN counts as the largest score, -inf is never chosen.
+
+    Args:
+        scores: ``[copies, T, S]``, floating; or bool, where ``at`` is 0 and true entries are chosen.
+        k: Sources that each row takes, besides those that it has in any case (``always``, itself).
+        at: Instead of ``k``: every source whose score is larger (NaN is not).
+        always: bool ``[S]``: sources that every row has.
+        full: bool ``[T]``: rows that have all sources.
+        keep_self: Row t has source t.
+        backend: ``"auto"``, ``"triton"`` or ``"reference"``.
+
+    Returns:
+        int32 ``[copies, T, ceil(S / 32)]``: source j is bit ``j % 32`` of word ``j // 32``, unused bits 0.
+
+    Raises:
+        ArgumentError: If shapes or values do not fit.
+        ArgumentTypeError: If types or dtypes do not fit.
+        BackendError: If a backend that was named cannot run here.
+    """
+    if (k is None) == (at is None):
+        raise ArgumentError("give k (so many sources) or at (all sources above a score), not both")
+    if isinstance(scores, Tensor) and scores.dtype == torch.bool:
+        if at != 0:
+            raise ArgumentTypeError("scores must be a floating tensor, got torch.bool (with at=0 it is a mask)")
+        scores = scores.to(torch.float16) if not scores.is_cuda else scores.view(torch.uint8)
+    _check(scores, 0 if k is None else k, always, ("full", full, -2))
+    call = (scores, -1 if k is None else k, 0.0 if at is None else float(at), always, full, int(keep_self))
+    if _select(backend, scores) == "reference":
+        return reference.select_bits(scores.half() if scores.dtype == torch.uint8 else scores, *call[1:])
+    return ops.select_bits(*call)
+
+
+def select_lists(
+    scores: Tensor,
+    k: int,
+    *,
+    always: Tensor | None = None,
+    room: int | None = None,
+    own: int = 0,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The best sources of each row, as a list in ascending order; nothing waits for the device.
+
+    Ties, NaN and -inf as in :func:`select_bits`.
+
+    Args:
+        scores: ``[copies, rows, S]``, floating.
+        k: Sources that each row takes, besides those that it has in any case.
+        always: bool ``[S]``: sources that every row has.
+        room: Entries of a list; those that do not fit, the last, are left out. Default: ``k``, and ``own``.
+        own: Row r has the sources ``r * own`` to ``(r + 1) * own - 1``, too.
+        backend: ``"auto"``, ``"triton"`` or ``"reference"``.
+
+    Returns:
+        int32 ``[copies, rows, room]``, and int32 ``[copies, rows]``, how many entries of each list are in use (the
+        others are some source or other).
+
+    Raises:
+        ArgumentError: If shapes or values do not fit.
+        ArgumentTypeError: If types or dtypes do not fit.
+        BackendError: If a backend that was named cannot run here.
+    """
+    _check(scores, k, always, None)
+    if own < 0:
+        raise ArgumentError(f"own must not be negative, got {own}")
+    room = min(k + own if room is None else room, scores.shape[-1])
+    if _select(backend, scores) == "reference":
+        return reference.select_lists(scores, k, room, always, own)
+    return ops.select_lists(scores, k, room, always, own)
+
+
+def _select(backend: str, scores: Tensor) -> str:
+    if backend == "reference":
+        return backend
+    if backend == "auto":
+        fits = scores.shape[-1] <= _WIDEST and scores.dtype != torch.float64
+        on_cuda = scores.device.type == "cuda" and backends.choose("auto", scores.device) == "triton"
+        return "triton" if fits and on_cuda else "reference"
+    reason = (
+        None if backends.choose(backend, scores.device) == "triton" else "this operation has no such implementation"
+    )
+    if reason is None and scores.shape[-1] > _WIDEST:
+        reason = f"it takes at most {_WIDEST} sources, got {scores.shape[-1]}"
+    if reason is None and scores.dtype == torch.float64:
+        reason = "it takes float16, bfloat16 or float32, got torch.float64"
+    if reason is not None:
+        raise BackendError(f"backend {backend!r} cannot run: {reason}; use 'reference' or 'auto'")
+    return "triton"
+
+
+def _check(scores: Tensor, k: int, always: Tensor | None, full: tuple[str, Tensor | None, int] | None) -> None:
+    if not isinstance(scores, Tensor) or not (scores.is_floating_point() or scores.dtype == torch.uint8):
+        got = str(scores.dtype) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ArgumentTypeError(f"scores must be a floating tensor, got {got}")
+    if scores.dim() != 3:
+        raise ArgumentError(f"scores must be [copies, rows, S], got {list(scores.shape)}")
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise ArgumentTypeError(f"k must be an int, got {k!r}")
+    if k < 0:
+        raise ArgumentError(f"k must not be negative, got {k}")
+    for name, x, axis in (("always", always, -1), *(() if full is None else (full,))):
+        if x is None:
+            continue
+        if not isinstance(x, Tensor) or x.dtype != torch.bool:
+            got = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+            raise ArgumentTypeError(f"{name} must be a bool tensor, got {got}")
+        if x.shape != (scores.shape[axis],) or x.device != scores.device:
+            raise ArgumentError(
+                f"{name} must have shape [{scores.shape[axis]}] on {scores.device}, got {list(x.shape)} on {x.device}"
+            )

@@ -1,0 +1,84 @@
+"""SSAConv around PyG's layers and ours."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from graphattn import TokenGraph, patterns
+from graphattn.errors import ArgumentError
+from graphattn.mechanisms import sampling
+from graphattn.nn import self_ensemble
+from graphattn.testing import require_or_skip
+
+require_or_skip("pyg")
+
+import torch_geometric.nn as pyg  # noqa: E402
+
+from graphattn.conv import SSAConv, TransformerConv  # noqa: E402
+
+LAYERS = pytest.mark.parametrize("layer", [TransformerConv, pyg.TransformerConv])
+
+
+def edges(count: int = 300, nodes: int = 40, seed: int = 0) -> torch.Tensor:
+    return torch.randint(nodes, (2, count), generator=torch.Generator().manual_seed(seed))
+
+
+@LAYERS
+@pytest.mark.parametrize("as_graph", [False, True])
+def test_training_reads_drawn_nodes_and_evaluation_all(layer: type, as_graph: bool) -> None:
+    if as_graph and layer is pyg.TransformerConv:
+        pytest.skip("PyG's layers know no TokenGraph")
+    torch.manual_seed(0)
+    conv = SSAConv(layer(6, 4, heads=2, edge_dim=3).double(), 0.25)
+    x, index, attr = torch.randn(40, 6).double(), edges(), torch.randn(300, 3).double()
+    given = TokenGraph.from_edge_index(index, 40) if as_graph else index
+    assert torch.equal(conv.eval()(x, given, attr), conv.conv(x, index, attr))
+    conv.train()
+    conv.generator = torch.Generator().manual_seed(1)
+    out, (kept, alpha) = conv(x, given, attr, return_attention_weights=True)
+    conv.generator.manual_seed(1)
+    drawn = conv.draw(TokenGraph.from_edge_index(index, 40), edges=True)
+    assert torch.equal(kept, index[:, drawn.edge]) and alpha.shape == (kept.shape[1], 2)
+    torch.testing.assert_close(out, conv.conv(x, kept, attr[drawn.edge]))
+    readers = kept[0][kept[0] != kept[1]].unique()
+    assert len(readers) <= 10  # a quarter of 40; self-loops stay
+    missing = torch.isin(index[0], readers, invert=True) & (index[0] != index[1])
+    assert not torch.isin(drawn.edge, missing.nonzero().flatten()).any()
+
+
+def test_each_graph_of_a_batch_draws_its_own() -> None:
+    conv = SSAConv(TransformerConv(6, 4), 0.25, minimum=2).train()
+    graph = patterns.blocks(torch.tensor([0, 12, 40])).edge_index
+    batch = torch.tensor([0] * 12 + [1] * 28)
+    _, (kept, _) = conv(torch.randn(40, 6), graph, batch=batch, return_attention_weights=True)
+    others = kept[:, kept[0] != kept[1]][0].unique()
+    assert (others < 12).sum() == 3 and (others >= 12).sum() == 7
+    with pytest.raises(ArgumentError, match=r"batch must be int64 \[40\]"):
+        conv(torch.randn(40, 6), graph, batch=batch[:5])
+
+
+def test_bipartite_graphs_phases_and_ensembles() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = SSAConv(TransformerConv((6, 5), 4), 0.5, minimum=2)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            return self.conv((x, y), index)
+
+    torch.manual_seed(0)
+    net = Net().eval()
+    x, y = torch.randn(40, 6), torch.randn(9, 5)
+    index = torch.stack([torch.randint(40, (200,)), torch.randint(9, (200,))])
+    dense = net(x, y, index)
+    with torch.no_grad(), self_ensemble(net, 64, seed=0, average="values"):
+        mean = net(x, y, index)
+    assert 0 < (mean - dense).abs().max() and (mean - dense).norm() < 0.3 * dense.norm()
+    with sampling(net, True) as (found,):
+        assert found is net.conv
+        found.set_scheme(1.0)
+        assert torch.equal(net(x, y, index), dense)
+    net.conv.reset_parameters()
+    assert not torch.equal(net(x, y, index), dense)
