@@ -25,6 +25,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,33 +110,29 @@ def run_cuda(
         def floor(numbers: int, more: int, unit: float = copy, width: int = bytes_) -> float:
             return unit * (numbers * width + more) / (16 * width)
 
-        leaf = cube.clone().requires_grad_()
         out, chosen = torch.ops.graphattn.bilateral_vote(cube, 1, True, "triton")
         slope = torch.randn(out.shape, generator=random, device=device).to(dtype)
         backward = torch.ops.graphattn.bilateral_vote_backward
         calls: dict[str, tuple[Callable[[], Any], float]] = {
             "cube -> map": (lambda x=cube: bilateral_vote(x), floor(9, 1)),
             "cube -> map (mean)": (lambda x=cube: bilateral_vote(x, reduce="mean"), floor(9, 0)),
-            "gradient": (
-                lambda x=cube, c=chosen, g=slope, f=backward: f(x, 1, True, c, g, "triton"),
-                floor(17, 1),
-            ),
-            "gradient (mean)": (
-                lambda x=cube, g=slope, f=backward: f(x, 0, True, None, g, "triton"),
-                floor(17, 0),
-            ),
+            "gradient": (partial(backward, cube, 1, True, chosen, slope, "triton"), floor(17, 1)),
+            "gradient (mean)": (partial(backward, cube, 0, True, None, slope, "triton"), floor(17, 0)),
             "cube -> agreed edges": (lambda x=cube: agreed_edges(x), floor(8, 1)),
         }
         for what, (call, least) in calls.items():
             rows.append(Row(what, name, replayed(call, effort).median, "copy of the cube", copy, "<= 1.5", least))
-        eager = timed(calls["cube -> map"][0], effort).median
-        rows.append(Row("cube -> map, eager", name, eager, "copy of the cube", copy))
-        eager = timed(lambda x=leaf, g=slope: torch.autograd.grad(bilateral_vote(x), x, g), effort).median
-        rows.append(Row("cube -> map and gradient, eager", name, eager, "copy of the cube", copy))
+        leaf = cube.clone().requires_grad_()
+        eager: dict[str, Callable[[], Any]] = {
+            "cube -> map, eager": lambda x=cube: bilateral_vote(x),
+            "and gradient, eager": lambda x=leaf, g=slope: torch.autograd.grad(bilateral_vote(x), x, g),
+        }
+        for what, call in eager.items():
+            rows.append(Row(what, name, timed(call, effort).median, "copy of the cube", copy))
         plain = timed(lambda x=cube: bilateral_vote(x, backend="reference"), effort).median
         ours = next(row.ms for row in rows if row.what == "cube -> map" and row.case == name)
         rows.append(Row("cube -> map", name, ours, "plain PyTorch", plain))
-        del cube, target, leaf, out, chosen, slope, calls
+        del cube, target, out, chosen, slope, leaf, calls, eager
         torch.cuda.empty_cache()
     for kind in KINDS:
         mask = masks(kind, count, size)

@@ -56,8 +56,8 @@ def top_k(
     targets = num_targets if num_targets is not None else sources if block is not None else scores.shape[1]
     if -(-targets // size) != scores.shape[1]:
         raise ArgumentError(
-            f"scores must have a row for each of {-(-targets // size)} blocks of {size} targets ({targets} in all), "
-            f"got {scores.shape[1]} rows"
+            f"scores must be [..., {-(-targets // size)}, S], a row for each block of {size} of the {targets} targets, "
+            f"got {scores.shape[1]} rows; a block's scores are the mean or the largest of its targets', say"
         )
     mask, count = _always(always, scores, count=True)
     room = min(k + count + (size if keep_self else 0), sources)

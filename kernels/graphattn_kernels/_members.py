@@ -14,15 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from graphattn_kernels import backends
-from graphattn_kernels.errors import ArgumentError, ArgumentTypeError, BackendError
+from graphattn_kernels._calls import lacks, triton_or
+from graphattn_kernels.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["MEMBERS_SCHEMA", "Members", "batched", "check", "in_full", "select", "without_padding"]
 
 MEMBERS_SCHEMA = "Tensor? target_lengths, Tensor? source_lengths, Tensor? target_ptr, Tensor? source_ptr"
-
-_DTYPES = torch.float16, torch.bfloat16, torch.float32
-_WIDTH = 256  # channels of a head that fit on the chip
 
 
 class Members(NamedTuple):
@@ -78,21 +75,7 @@ def select(backend: str, q: Tensor, v: Tensor) -> str:
     """
     if backend in ("reference", "gather"):
         return backend
-    reason = None
-    if backend == "auto":
-        if q.device.type != "cuda" or backends.choose("auto", q.device) != "triton":
-            return "gather"
-    elif backends.choose(backend, q.device) != "triton":
-        reason = "this operation has no such implementation"
-    if reason is None and q.dtype not in _DTYPES:
-        reason = f"it takes float16, bfloat16 or float32, got {q.dtype}"
-    if reason is None and max(q.shape[-1], v.shape[-1]) > _WIDTH:
-        reason = f"it takes at most {_WIDTH} channels a head, got {q.shape[-1]} and {v.shape[-1]}"
-    if reason is None:
-        return "triton"
-    if backend == "auto":
-        return "gather"
-    raise BackendError(f"backend {backend!r} cannot run: {reason}; use 'gather' or 'auto'")
+    return triton_or("gather", backend, q.device, lambda: lacks(q, v))
 
 
 def check(q: Any, k: Any, v: Any, members: Members) -> None:

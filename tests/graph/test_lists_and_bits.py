@@ -272,7 +272,7 @@ def test_bad_input() -> None:
         make(torch.tensor([[0, 1]]), block=4, num_targets=4, num_sources=5, causal=True)
     with pytest.raises(ArgumentError, match="k must be an int, 0 or more, got -1"):
         TokenGraph.top_k(torch.zeros(4, 4), -1)
-    with pytest.raises(ArgumentError, match="a row for each of 2 blocks of 2 targets"):
+    with pytest.raises(ArgumentError, match="a row for each block of 2 of the 4 targets"):
         TokenGraph.top_k(torch.zeros(3, 4), 1, block=2)
     with pytest.raises(ArgumentTypeError, match="mask must be a bool tensor"):
         TokenGraph.from_mask(torch.zeros(4, 4))

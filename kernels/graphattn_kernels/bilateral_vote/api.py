@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from graphattn_kernels import backends
+from graphattn_kernels._calls import triton_or
 from graphattn_kernels._grid import check_cube
 from graphattn_kernels.bilateral_vote import ops
 from graphattn_kernels.bilateral_vote.impl import reference
-from graphattn_kernels.errors import ArgumentError, BackendError
+from graphattn_kernels.errors import ArgumentError
 
 __all__ = ["agreed_edges", "bilateral_vote"]
 
@@ -102,20 +102,14 @@ def _logit(p: float) -> float:
 def _select(backend: str, cube: Tensor, rank: int) -> str:
     if backend in ("reference", "gather"):
         return backend
-    reason = None
-    if backend == "auto":
-        if cube.device.type != "cuda" or backends.choose("auto", cube.device) != "triton":
-            return "gather"
-    elif backends.choose(backend, cube.device) != "triton":
-        reason = "this operation has no such implementation"
-    if reason is None and cube.dtype not in _DTYPES:
-        reason = f"it takes float16, bfloat16 or float32, got {cube.dtype}"
-    if reason is None and 1 < rank < cube.shape[-3]:
-        reason = f"it takes the largest vote, the smallest or the mean, not the {rank}-th largest"
-    if reason is None and cube.shape[-1] * cube.shape[-2] >= 2**31:
-        reason = f"it takes images of fewer than 2^31 pixels, got {list(cube.shape[-2:])}"
-    if reason is None:
-        return "triton"
-    if backend == "auto":
-        return "gather"
-    raise BackendError(f"backend {backend!r} cannot run: {reason}; use 'gather' or 'auto'")
+
+    def lacks() -> str | None:
+        if cube.dtype not in _DTYPES:
+            return f"it takes float16, bfloat16 or float32, got {cube.dtype}"
+        if 1 < rank < cube.shape[-3]:
+            return f"it takes the largest vote, the smallest or the mean, not the {rank}-th largest"
+        if cube.shape[-1] * cube.shape[-2] >= 2**31:
+            return f"it takes images of fewer than 2^31 pixels, got {list(cube.shape[-2:])}"
+        return None
+
+    return triton_or("gather", backend, cube.device, lacks)

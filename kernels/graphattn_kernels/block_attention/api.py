@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from graphattn_kernels import backends
 from graphattn_kernels import blocks as bl
+from graphattn_kernels._calls import check_rows, lacks, triton_or
 from graphattn_kernels._library import autocast
 from graphattn_kernels.block_attention import ops
 from graphattn_kernels.block_attention.impl import reference
 from graphattn_kernels.blocks import Blocks
-from graphattn_kernels.errors import ArgumentError, ArgumentTypeError, BackendError
+from graphattn_kernels.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["block_attention", "select"]
-
-_DTYPES = torch.float16, torch.bfloat16, torch.float32
-_WIDTH = 256  # channels of a head that fit on the chip beside a tile
 
 
 def block_attention(
@@ -83,49 +79,12 @@ def select(backend: str, q: Tensor, v: Tensor) -> str:
     """
     if backend == "reference":
         return backend
-    reason = None
-    if backend == "auto":
-        if q.device.type != "cuda" or backends.choose("auto", q.device) != "triton":
-            return "reference"
-    elif backends.choose(backend, q.device) != "triton":
-        reason = "this operation has no such implementation"
-    if reason is None and q.dtype not in _DTYPES:
-        reason = f"its tiles take float16, bfloat16 or float32, got {q.dtype}"
-    if reason is None and max(q.shape[-1], v.shape[-1]) > _WIDTH:
-        reason = f"it takes at most {_WIDTH} channels a head, got {q.shape[-1]} and {v.shape[-1]}"
-    if reason is None:
-        return "triton"
-    if backend == "auto":
-        return "reference"
-    raise BackendError(f"backend {backend!r} cannot run: {reason}; use 'reference' or 'auto'")
+    return triton_or("reference", backend, q.device, lambda: lacks(q, v, "its tiles"))
 
 
 def _check(blocks: Blocks, q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Raise unless everything fits; whether there is a batch axis."""
-    for name, x in {"q": q, "k": k, "v": v}.items():
-        if not x.is_floating_point():
-            raise ArgumentTypeError(f"{name} must be a floating tensor, got {x.dtype}")
-        if x.dtype != q.dtype or x.device != q.device:
-            raise ArgumentTypeError(
-                f"{name} must have the dtype and device of q, {q.dtype} on {q.device}, got {x.dtype} on {x.device}"
-            )
-    if q.dim() not in (3, 4):
-        raise ArgumentError(f"q must be [B, T, H, D] or [T, H, D], got shape {list(q.shape)}")
-    if "b" in blocks.leading and q.dim() == 3:
-        raise ArgumentError(f"q must be [B, T, H, D] where each batch entry has its graph, got shape {list(q.shape)}")
-    for name, x, size, what in (
-        ("q", q, blocks.num_targets, "target"),
-        ("k", k, blocks.num_sources, "source"),
-        ("v", v, blocks.num_sources, "source"),
-    ):
-        if x.dim() != q.dim() or x.shape[-3] != size:
-            raise ArgumentError(
-                f"{name} must have {q.dim()} dimensions and one row for each {what} ({size}), got shape {list(x.shape)}"
-            )
-        if x.shape[:-3] != q.shape[:-3] or x.shape[-2] != q.shape[-2]:
-            raise ArgumentError(f"{name} must have the batch and heads of q, {list(q.shape)}, got {list(x.shape)}")
-    if k.shape[-1] != q.shape[-1]:
-        raise ArgumentError(f"k must have the channels of q, {q.shape[-1]}, got {k.shape[-1]}")
+    check_rows(q, k, v, blocks.num_targets, blocks.num_sources, "its graph" if "b" in blocks.leading else None)
     view = blocks.by_target
     if view.ptr.device != q.device:
         raise ArgumentError(f"the graph must be on the device of q, {q.device}, got {view.ptr.device}")

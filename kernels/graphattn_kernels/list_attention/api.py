@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graphattn_kernels import backends
+from graphattn_kernels._calls import check_rows, lacks, triton_or
 from graphattn_kernels._library import autocast
 from graphattn_kernels._segment import accumulate_dtype
 from graphattn_kernels.errors import ArgumentError, ArgumentTypeError, BackendError
@@ -14,9 +14,6 @@ from graphattn_kernels.list_attention.impl import gather, reference
 from graphattn_kernels.lists import SourceLists
 
 __all__ = ["list_attention", "select"]
-
-_DTYPES = torch.float16, torch.bfloat16, torch.float32
-_WIDTH = 256  # channels of a head that fit on the chip beside a list's part
 
 
 def list_attention(
@@ -96,21 +93,7 @@ def select(
             return "dense"
         if backend == "dense":
             raise BackendError(f"backend 'dense' cannot run: {reason}; use 'gather' or 'auto'")
-    reason = None
-    if backend == "auto":
-        if q.device.type != "cuda" or backends.choose("auto", q.device) != "triton":
-            return "gather"
-    elif backends.choose(backend, q.device) != "triton":
-        reason = "this operation has no such implementation"
-    if reason is None and q.dtype not in _DTYPES:
-        reason = f"its kernels take float16, bfloat16 or float32, got {q.dtype}"
-    if reason is None and max(q.shape[-1], v.shape[-1]) > _WIDTH:
-        reason = f"it takes at most {_WIDTH} channels a head, got {q.shape[-1]} and {v.shape[-1]}"
-    if reason is None:
-        return "triton"
-    if backend == "auto":
-        return "gather"
-    raise BackendError(f"backend {backend!r} cannot run: {reason}; use 'gather' or 'auto'")
+    return triton_or("gather", backend, q.device, lambda: lacks(q, v))
 
 
 def _run(
@@ -141,30 +124,7 @@ def _with_itself(
 
 def _check(lists: SourceLists, q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Raise unless everything fits; whether there is a batch axis."""
-    for name, x in {"q": q, "k": k, "v": v}.items():
-        if not x.is_floating_point():
-            raise ArgumentTypeError(f"{name} must be a floating tensor, got {x.dtype}")
-        if x.dtype != q.dtype or x.device != q.device:
-            raise ArgumentTypeError(
-                f"{name} must have the dtype and device of q, {q.dtype} on {q.device}, got {x.dtype} on {x.device}"
-            )
-    if q.dim() not in (3, 4):
-        raise ArgumentError(f"q must be [B, T, H, D] or [T, H, D], got shape {list(q.shape)}")
-    if "b" in lists.leading and q.dim() == 3:
-        raise ArgumentError(f"q must be [B, T, H, D] where each batch entry has its lists, got shape {list(q.shape)}")
-    for name, x, size, what in (
-        ("q", q, lists.num_targets, "target"),
-        ("k", k, lists.num_sources, "source"),
-        ("v", v, lists.num_sources, "source"),
-    ):
-        if x.dim() != q.dim() or x.shape[-3] != size:
-            raise ArgumentError(
-                f"{name} must have {q.dim()} dimensions and one row for each {what} ({size}), got shape {list(x.shape)}"
-            )
-        if x.shape[:-3] != q.shape[:-3] or x.shape[-2] != q.shape[-2]:
-            raise ArgumentError(f"{name} must have the batch and heads of q, {list(q.shape)}, got {list(x.shape)}")
-    if k.shape[-1] != q.shape[-1]:
-        raise ArgumentError(f"k must have the channels of q, {q.shape[-1]}, got {k.shape[-1]}")
+    check_rows(q, k, v, lists.num_targets, lists.num_sources, "its lists" if "b" in lists.leading else None)
     if lists.index.device != q.device:
         raise ArgumentError(f"the lists must be on the device of q, {q.device}, got {lists.index.device}")
     if lists.own and lists.num_targets != lists.num_sources:

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from graphattn_kernels._grid import OFFSETS
 from graphattn_kernels._triton import aligned, guard, launch, next_power_of_2
 
 __all__ = ["agreed_edges", "backward", "forward"]
@@ -60,11 +61,10 @@ def _before(run, edge):
         return tl.reshape(tl.join(_before(odd, edge), even), run.shape)
 
 
-@triton.jit
-def _offset(C: tl.constexpr, K: tl.constexpr):
-    """(down, right) of the neighbour of channel C."""
-    PLACE: tl.constexpr = C + C // 4 if K == 8 else 2 * C + 1  # in the 3 x 3 square
-    return PLACE // 3 - 1, PLACE % 3 - 1
+@triton.constexpr_function
+def _offset(c, neighbours):
+    """(down, right) of the neighbour of channel c."""
+    return OFFSETS[neighbours][c]
 
 
 @triton.jit
