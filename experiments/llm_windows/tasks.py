@@ -22,7 +22,7 @@ from graphattn_datasets.text_graphs import (
 
 __all__ = ["SPLITS", "TASKS", "Task", "configuration", "make_task"]
 
-TASKS = ("synthetic", "cora", "squirrel")
+TASKS = ("synthetic", "synthetic-small", "cora", "squirrel")
 SPLITS = ("train", "val", "test")
 _FOLDER = Path(__file__).parent
 

@@ -79,6 +79,7 @@ class CapturedSteps:
             self._largest = sizes
             room = room_for(sizes)
             self._graph = self._found = None
+            self._eager = max(self._eager, 1)  # kernels of other sizes may have to be compiled, too
             self._place = PaddedBatch(batch, room)
             if not room.holds(sizes_of(batch, self._pairs)):
                 raise ConfigError(f"a batch of {sizes} cannot be filled up to {room}: set capture to false")

@@ -23,11 +23,11 @@ from graphattn_kernels._lanes import LANES, fetch, line_of, load, spread, store,
 from graphattn_kernels._lanes_functions import keep
 from graphattn_kernels._numba import inlined
 
-__all__ = ["AHEAD", "BLOCK", "add_gradients", "add_rows", "blocks_of", "clear", "dots", "drop", "filled", "row_at"]
-__all__ += ["scores"]
+__all__ = ["BLOCK", "add_gradients", "add_rows", "blocks_of", "carry", "clear", "dots", "drop", "filled", "row_at"]
+__all__ += ["scores", "take"]
 
 BLOCK = 64  # edges
-AHEAD = 8  # edges that a row is asked for before it is needed; 6 to 16 are much the same
+AHEAD = 32  # edges that a row is asked for before it is needed; 16 to 64 are much the same
 
 
 @inlined
@@ -56,6 +56,14 @@ def _edge_at(edge_id: Any, e: int, size: int) -> Any:
 
 
 @inlined
+def _ask(rows: Any, index: Any, e: int, size: int) -> None:
+    """Ask for the row of ``size`` numbers that will be needed ``AHEAD`` edges after edge ``e``."""
+    at = row_at(index, min(e + AHEAD, index.size - 1), size)
+    for d in range(0, size, line_of(rows)):
+        fetch(rows, at + d)
+
+
+@inlined
 def clear(array: Any) -> None:
     """Fill whole vectors with zeros."""
     zero = spread(array.dtype.type(0))
@@ -75,20 +83,16 @@ def dots(shape: Any, block: Any, mine: Any, others: Any, scale: Any, parts: Any,
     blocks, lanes, size = blocks_of(shape), filled(heads), heads * width
     whole = (blocks - 1) * LANES
     rest = width - whole
-    line, last = line_of(others), index.size - 1
     for j in range(n):
         a, b = row * size, row_at(index, start + j, size)
-        ahead = row_at(index, min(start + j + AHEAD, last), size)
+        _ask(others, index, start + j, size)
         for h in range(heads):
-            for d in range(0, blocks * LANES, line):
-                fetch(others, ahead + d)
             x = load(mine, a + whole, rest) * load(others, b + whole, rest)
             for d in range(0, whole, LANES):
                 x = x + load(mine, a + d, LANES) * load(others, b + d, LANES)
             store(parts, h * LANES, x, LANES)
             a += width
             b += width
-            ahead += width
         for h in range(0, heads, LANES):
             store(result, j * lanes + h, totals(parts, h * LANES) * scale, LANES)
 
@@ -103,12 +107,9 @@ def add_rows(shape: Any, block: Any, weight: Any, others: Any, ask: bool, result
     heads, width, _ = shape
     start, n, _, index, _ = block
     blocks, lanes, size = blocks_of(shape), filled(heads), heads * width
-    line, last = line_of(others), index.size - 1
     if ask:
         for j in range(n):
-            ahead = row_at(index, min(start + j + AHEAD, last), size)
-            for d in range(0, size, line):
-                fetch(others, ahead + d)
+            _ask(others, index, start + j, size)
     # Over all edges for a vector or two of a head: their sums stay in registers.
     for h in range(heads):
         at, offset = h * blocks * LANES, h * width
@@ -167,17 +168,13 @@ def _scores_with_terms(
     start, n, row, index, edge_id = block
     _, _, gate, att, scale, additive, slope = terms
     blocks, lanes, size = blocks_of(shape), filled(heads), heads * width
-    line, last = line_of(others), index.size - 1
     zero = scale - scale
     for j in range(n):
         a, b, edge = row * size, row_at(index, start + j, size), _edge_at(edge_id, start + j, size)
-        soon = min(start + j + AHEAD, last)
-        ahead, edge_ahead = row_at(index, soon, size), _edge_at(edge_id, soon, size)
+        _ask(others, index, start + j, size)
+        if gate.size and edge_id.size:
+            _ask(gate, edge_id, start + j, size)
         for h in range(heads):
-            for d in range(0, blocks * LANES, line):
-                fetch(others, ahead + h * width + d)
-                if gate.size:
-                    fetch(gate, edge_ahead + h * width + d)
             x = spread(zero)
             for i in range(blocks):
                 d = h * width + i * LANES
@@ -205,7 +202,7 @@ def _scores_with_terms(
 @inlined
 def add_gradients(
     shape: Any, block: Any, mine: Any, others: Any, terms: Any, slopes: Any, grad_product: Any, grad_gate: Any,
-    result: Any, grad_att: Any,
+    ask: bool, result: Any, grad_att: Any,
 ) -> None:  # fmt: skip
     """Add the gradient of the owner's row to ``result``, that of att to ``grad_att``, and write that of the gate.
 
@@ -213,6 +210,7 @@ def add_gradients(
         slopes: Gradients of the scores, times the scale.
         grad_product: ``[E, H, D]``, or empty.
         grad_gate: ``[E, H, D]``, or empty.
+        ask: See :func:`add_rows`.
         grad_att: Laid out as ``result``, or empty.
     """
     heads, width, _ = shape
@@ -222,6 +220,10 @@ def add_gradients(
     zero = scale - scale
     for j in range(n):
         a, b, edge = row * size, row_at(index, start + j, size), _edge_at(edge_id, start + j, size)
+        if ask:
+            _ask(others, index, start + j, size)
+            if gate.size and edge_id.size:
+                _ask(gate, edge_id, start + j, size)
         at = 0
         for h in range(heads):
             ds = spread(slopes[np.uintp(j * lanes + h)])
@@ -252,6 +254,30 @@ def add_gradients(
                         x = x * load(gate, edge + d, count)
                 store(result, at, load(result, at, LANES) + x, LANES)
                 at += LANES
+
+
+@inlined
+def carry(heads: int, block: Any, weight: Any, slope: Any, carried: Any) -> None:
+    """Keep two numbers for each head of the block's edges in ``carried``, ``[E, 2, H]``."""
+    start, n, _, _, edge_id = block
+    for j in range(n):
+        at = _edge_at(edge_id, start + j, 2 * heads)
+        for h in range(0, heads, LANES):
+            store(carried, at + h, load(weight, j * filled(heads) + h, LANES), heads - h)
+            store(carried, at + heads + h, load(slope, j * filled(heads) + h, LANES), heads - h)
+
+
+@inlined
+def take(heads: int, block: Any, carried: Any, weight: Any, slope: Any) -> None:
+    """What :func:`carry` kept."""
+    start, n, _, _, edge_id = block
+    for j in range(n):
+        at = _edge_at(edge_id, start + j, 2 * heads)
+        if edge_id.size:
+            _ask(carried, edge_id, start + j, 2 * heads)
+        for h in range(0, heads, LANES):
+            store(weight, j * filled(heads) + h, load(carried, at + h, heads - h), LANES)
+            store(slope, j * filled(heads) + h, load(carried, at + heads + h, heads - h), LANES)
 
 
 @inlined

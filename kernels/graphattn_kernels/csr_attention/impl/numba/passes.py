@@ -6,24 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from graphattn_kernels._lanes import LANES, fetch, load, spread, store, total, where_larger
+from graphattn_kernels._lanes import LANES, load, spread, store, total, where_larger
 from graphattn_kernels._lanes_functions import exp, log
 from graphattn_kernels._numba import compiled, inlined
 from graphattn_kernels.csr_attention.impl.numba.blocks import (
-    AHEAD,
     BLOCK,
     add_gradients,
     add_rows,
     blocks_of,
+    carry,
     clear,
     dots,
     drop,
     filled,
-    row_at,
     scores,
+    take,
 )
 
-__all__ = ["backward", "forward", "prepare"]
+__all__ = ["backward_sources", "backward_targets", "forward"]
 
 
 @inlined
@@ -119,106 +119,119 @@ def forward(
 
 
 @compiled()
-def prepare(first: int, last: int, v_shape: Any, out: Any, grad_out: Any, lse: Any, grad_lse: Any, stats: Any) -> None:
-    """For each row and head the log-sum-exp (any finite number for -inf: its weights are 0) and delta.
-
-    Args:
-        grad_lse: ``[T, H]``, or empty.
-        stats: ``[T, 2, H]``, written.
-    """
-    heads, width, _ = v_shape
-    zero = stats.dtype.type(0)
-    for i in range(first * heads, last * heads):
-        x = spread(zero)
-        for d in range(i * width, (i + 1) * width, LANES):
-            count = (i + 1) * width - d
-            x = x + load(out, d, count) * load(grad_out, d, count)
-        delta = total(x) - grad_lse[i] if grad_lse.size else total(x)
-        at = i // heads * heads + i
-        stats[at] = zero if lse[i] == -np.inf else lse[i]
-        stats[at + heads] = delta
-
-
-@compiled()
-def backward(
+def backward_targets(
     first: int, last: int, longest: int, rows: Any, begin: Any, end: Any, index: Any, edge_id: Any,
-    by_source: bool, shape: Any, v_shape: Any, mine: Any, others: Any, my_values: Any, other_values: Any, stats: Any,
-    terms: Any, bound: Any, dropout: Any, grad_product: Any, grad_bias: Any, grad_gate: Any, grad_mine: Any, more: Any,
+    shape: Any, v_shape: Any, q: Any, k: Any, v: Any, terms: Any, bound: Any, dropout: Any,
+    out: Any, lse: Any, grad_out: Any, grad_lse: Any, grad_product: Any,
+    grad_bias: Any, grad_gate: Any, carried: Any, grad_q: Any, grad_att: Any,
 ) -> None:  # fmt: skip
-    """Gradients of the owners' rows, from the weights that the log-sum-exp gives again.
-
-    The pass over targets has q, k, the gradient of the output and v as ``mine``, ``others``, ``my_values`` and
-    ``other_values``; it writes the gradients of the bias and the gate, too. The pass over sources has k, q, v and the
-    gradient of the output.
+    """What the edges of a target say, from the weights that the log-sum-exp gives again.
 
     Args:
-        stats: See :func:`prepare`.
+        out: The output, ``[T, H, D_v]``, in the dtype of ``grad_out``.
+        lse: The log-sum-exp, ``[T, H]``.
+        grad_lse: ``[T, H]``, or empty.
         grad_product: ``[E, H, D]``, or empty.
-        grad_bias: ``[E, H]``, written by the pass over targets; may be empty.
-        grad_gate: ``[E, H, D]``, written by the pass over targets; may be empty.
-        grad_mine: ``[runs, H, D]``, written.
-        more: ``[runs, H, *]``, written: what the run adds to the gradient of att (may be empty); in the pass over
-            sources, the gradient of v.
+        grad_bias: ``[E, H]``, written; may be empty.
+        grad_gate: ``[E, H, D]``, written; may be empty.
+        carried: ``[E, 2, H]``, written, for the pass over sources: the weight (0 if dropped, else grown), and the
+            gradient of the score, times the scale.
+        grad_q: ``[runs, H, D]``, written.
+        grad_att: ``[runs, H, D]``, written: what the run adds to the gradient of att; may be empty.
     """
-    heads = shape[0]
-    lanes = filled(heads)
-    number = stats.dtype.type
+    heads, v_width, _ = v_shape
+    lanes, size = filled(heads), heads * blocks_of(shape) * LANES
+    number = lse.dtype.type
     zero, one, infinity = number(0), number(1), number(np.inf)
     _, _, gate, _, scale, additive, _ = terms
     threshold, grow = dropout[2:]
-    plain = not (additive or gate.size or grad_product.size)
-    no_product, last_edge = grad_product[:0], index.size - 1
-    weight, slope = np.zeros(BLOCK * lanes, stats.dtype), np.zeros(BLOCK * lanes, stats.dtype)
-    factor, parts = np.full(BLOCK * lanes, grow, stats.dtype), np.zeros(lanes * LANES, stats.dtype)
-    ones = np.full(heads, one, stats.dtype)
-    more_blocks = blocks_of(v_shape) if by_source else blocks_of(shape)
-    sums = np.empty(heads * blocks_of(shape) * LANES, stats.dtype)
-    more_sums = np.empty(heads * more_blocks * LANES if more.size else 0, stats.dtype)
-    flat, flat_more = grad_mine.reshape(-1), more.reshape(-1)
+    no_product = grad_product[:0]
+    weight, slope = np.zeros(BLOCK * lanes, lse.dtype), np.zeros(BLOCK * lanes, lse.dtype)
+    factor, parts = np.full(BLOCK * lanes, grow, lse.dtype), np.zeros(lanes * LANES, lse.dtype)
+    shift, delta, ones = np.zeros(lanes, lse.dtype), np.zeros(lanes, lse.dtype), np.full(heads, one, lse.dtype)
+    sums, att_sums = np.empty(size, lse.dtype), np.empty(size if grad_att.size else 0, lse.dtype)
+    flat_q, flat_att = grad_q.reshape(-1), grad_att.reshape(-1)
     for i in range(first, last):
         if end[i] - begin[i] > longest:
             continue
         row = np.intp(rows[i]) if rows.size else i
         clear(sums)
-        clear(more_sums)
+        clear(att_sums)
+        for h in range(heads):
+            at = row * heads + h
+            x = spread(zero)
+            for d in range(0, v_width, LANES):
+                x = x + load(out, at * v_width + d, v_width - d) * load(grad_out, at * v_width + d, v_width - d)
+            delta[h] = total(x) - grad_lse[at] if grad_lse.size else total(x)
+            # Any finite number does for -inf: the weights are 0.
+            shift[h] = zero if lse[at] == -infinity else lse[at]
         for start in range(begin[i], end[i], BLOCK):
             n = min(end[i] - start, BLOCK)
             block = start, n, row, index, edge_id
-            scores(shape, block, mine, others, terms, no_product, parts, weight)
-            dots(v_shape, block, my_values, other_values, one, parts, slope)
+            scores(shape, block, q, k, terms, no_product, parts, weight)
+            dots(v_shape, block, grad_out, v, one, parts, slope)
             if threshold:
                 for j in range(0, n * lanes, LANES):
                     store(factor, j, spread(grow), LANES)
                 drop(heads, block, dropout, factor)
-            for j in range(n):
-                target = row * 2 * heads
-                if by_source:
-                    target = row_at(index, start + j, 2 * heads)
-                    fetch(stats, row_at(index, min(start + j + AHEAD, last_edge), 2 * heads))
-                for h in range(0, heads, LANES):
+            for h in range(0, heads, LANES):
+                m_shift, m_delta = load(shift, h, LANES), load(delta, h, LANES)
+                for j in range(n):
                     at = j * lanes + h
                     raw, m = load(weight, at, LANES), load(factor, at, LANES)
                     x = _clip(raw, bound) if bound < infinity else raw
-                    p = exp(x - load(stats, target + h, heads - h))
-                    ds = p * (m * load(slope, at, LANES) - load(stats, target + heads + h, heads - h))
+                    p = exp(x - m_shift)
+                    ds = p * (m * load(slope, at, LANES) - m_delta)
                     if bound < infinity:
                         ds = where_larger(raw, bound, zero, where_larger(-bound, raw, zero, ds))
                     store(weight, at, p * m, LANES)
                     store(slope, at, ds * scale, LANES)
-                    if grad_bias.size and not by_source:
+                    if grad_bias.size:
                         edge = np.intp(edge_id[start + j]) if edge_id.size else start + j
                         store(grad_bias, edge * heads + h, ds, heads - h)
-            if by_source:
-                add_rows(v_shape, block, weight, other_values, False, more_sums)
-            if plain:
-                add_rows(shape, block, slope, others, False, sums)
+            carry(heads, block, weight, slope, carried)
+            if additive or gate.size or grad_product.size:
+                add_gradients(shape, block, q, k, terms, slope, grad_product, grad_gate, False, sums, att_sums)
             else:
-                gate_slopes = grad_gate[:0] if by_source else grad_gate
-                att_sums = more_sums[:0] if by_source else more_sums
-                add_gradients(shape, block, mine, others, terms, slope, grad_product, gate_slopes, sums, att_sums)
-        _write(shape, i, sums, ones, flat)
-        if more.size:
-            if by_source:
-                _write(v_shape, i, more_sums, ones, flat_more)
+                add_rows(shape, block, slope, k, False, sums)
+        _write(shape, i, sums, ones, flat_q)
+        if grad_att.size:
+            _write(shape, i, att_sums, ones, flat_att)
+
+
+@compiled()
+def backward_sources(
+    first: int, last: int, longest: int, rows: Any, begin: Any, end: Any, index: Any, edge_id: Any,
+    shape: Any, v_shape: Any, q: Any, k: Any, terms: Any, grad_out: Any, grad_product: Any, carried: Any,
+    grad_k: Any, grad_v: Any,
+) -> None:  # fmt: skip
+    """What the edges of a source say, from what :func:`backward_targets` carried.
+
+    Args:
+        grad_k: ``[runs, H, D]``, written.
+        grad_v: ``[runs, H, D_v]``, written.
+    """
+    heads = shape[0]
+    number = carried.dtype
+    _, _, gate, _, _, additive, _ = terms
+    weight, slope = np.zeros(BLOCK * filled(heads), number), np.zeros(BLOCK * filled(heads), number)
+    k_sums = np.empty(heads * blocks_of(shape) * LANES, number)
+    v_sums = np.empty(heads * blocks_of(v_shape) * LANES, number)
+    ones, nothing, no_rows = np.ones(heads, number), np.empty(0, number), q[:0]
+    flat_k, flat_v = grad_k.reshape(-1), grad_v.reshape(-1)
+    for i in range(first, last):
+        if end[i] - begin[i] > longest:
+            continue
+        row = np.intp(rows[i]) if rows.size else i
+        clear(k_sums)
+        clear(v_sums)
+        for start in range(begin[i], end[i], BLOCK):
+            block = start, min(end[i] - start, BLOCK), row, index, edge_id
+            take(heads, block, carried, weight, slope)
+            add_rows(v_shape, block, weight, grad_out, True, v_sums)
+            if additive or gate.size or grad_product.size:
+                add_gradients(shape, block, k, q, terms, slope, grad_product, no_rows, True, k_sums, nothing)
             else:
-                _write(shape, i, more_sums, ones, flat_more)
+                add_rows(shape, block, slope, q, True, k_sums)
+        _write(shape, i, k_sums, ones, flat_k)
+        _write(v_shape, i, v_sums, ones, flat_v)
