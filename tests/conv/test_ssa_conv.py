@@ -25,11 +25,10 @@ def edges(count: int = 300, nodes: int = 40, seed: int = 0) -> torch.Tensor:
     return torch.randint(nodes, (2, count), generator=torch.Generator().manual_seed(seed))
 
 
-@LAYERS
-@pytest.mark.parametrize("as_graph", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "as_graph"), [(TransformerConv, False), (TransformerConv, True), (pyg.TransformerConv, False)]
+)
 def test_training_reads_drawn_nodes_and_evaluation_all(layer: type, as_graph: bool) -> None:
-    if as_graph and layer is pyg.TransformerConv:
-        pytest.skip("PyG's layers know no TokenGraph")
     torch.manual_seed(0)
     conv = SSAConv(layer(6, 4, heads=2, edge_dim=3).double(), 0.25)
     x, index, attr = torch.randn(40, 6).double(), edges(), torch.randn(300, 3).double()
