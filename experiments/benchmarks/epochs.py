@@ -155,9 +155,11 @@ def _train_captured(
     model: nn.Module, network: Network, data: list[Batch], steps: int, device: torch.device
 ) -> tuple[list[float], list[float]]:
     """As users train with ``capture: true``, without Lightning around it."""
+    from graphattn.training import GraphRegression, InductiveNodeClassification
     from graphattn.training.captured import CapturedSteps
 
-    task = Task(model, network).train()
+    classes = network.classes
+    task = GraphRegression(model) if classes is None else InductiveNodeClassification(model, classes)
     run = CapturedSteps(task, torch.optim.Adam(model.parameters(), lr=5e-4))
     half = network.autocast or torch.float32
     batches = [as_pyg(batch) for batch in data]
@@ -174,35 +176,6 @@ def _train_captured(
             _synchronize(device)
             times.append(time.perf_counter() - begin)
     return times, losses
-
-
-class Task(nn.Module):
-    """What captured steps ask of a task."""
-
-    def __init__(self, model: nn.Module, network: Network) -> None:
-        super().__init__()
-        self.model, self.classes = model, network.classes
-
-    def forward(self, batch: Any) -> Tensor:
-        """The network on a batch of PyG."""
-        options = {"batch": batch.batch, "num_graphs": batch.num_graphs}
-        graph = TokenGraph.from_edge_index(batch.edge_index, batch.x.shape[0], ptr=batch.ptr, validate=False)
-        return self.model(batch.x, graph, batch.get("edge_attr"), batch.pe, **options)
-
-    def rows(self, output: Tensor, batch: Any, stage: str) -> tuple[Tensor, Tensor]:
-        """All nodes, or all graphs."""
-        return (output.view(-1) if self.classes is None else output), batch.y
-
-    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """The loss of the published networks over what was not filled up."""
-        if self.classes is None:
-            labelled = ~target.isnan()
-            error = (prediction - target.nan_to_num(0.0)).abs().where(labelled, 0.0)
-            return error.sum() / labelled.sum()
-        counted = (target >= 0).float()
-        count = counted.new_zeros(self.classes).scatter_add(0, target.clamp(min=0), counted)
-        weight = torch.where(count > 0, 1 - count / count.sum(), 0.0)
-        return F.cross_entropy(prediction, target, weight=weight)
 
 
 def as_pyg(batch: Batch) -> Any:

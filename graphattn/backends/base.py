@@ -14,7 +14,7 @@ from graphattn.errors import BackendError
 from graphattn.graph import TokenGraph
 from graphattn.score import Score
 
-__all__ = ["Backend", "Call", "Result", "reason_in", "waits_for_nothing"]
+__all__ = ["Backend", "Call", "Result", "reason_in"]
 
 EdgeBias = Tensor | Callable[[Tensor, Tensor, Tensor], Tensor] | None
 
@@ -88,8 +88,3 @@ def reason_in(error: BackendError) -> str:
     """The reason in an error of the operations below, without the name and the advice that are for their callers."""
     text = str(error)
     return (text.partition("cannot run: ")[2] or text).partition("; use ")[0]
-
-
-def waits_for_nothing(device: torch.device) -> bool:
-    """Whether the host must not wait for the device now: in compiled code, and while a CUDA graph is captured."""
-    return torch.compiler.is_compiling() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())

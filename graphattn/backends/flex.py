@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphattn.backends.base import Backend, Call, Result, waits_for_nothing
+from graphattn.backends.base import Backend, Call, Result
 from graphattn.backends.plain import Layout, lacks
+from graphattn.graph.check import waits_for_nothing
 from graphattn.graph.prepared import flex_mask_of
 
 __all__ = ["Flex"]

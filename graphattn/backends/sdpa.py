@@ -7,9 +7,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from graphattn.backends._windowed import windowed_attention
-from graphattn.backends.base import Backend, Call, Result, waits_for_nothing
+from graphattn.backends.base import Backend, Call, Result
 from graphattn.backends.plain import Layout, lacks
 from graphattn.graph import TokenGraph
+from graphattn.graph.check import waits_for_nothing
 from graphattn.graph.graph_window import GraphWindow
 from graphattn.graph.rules import Blocks, Causal, Complete
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from graphattn.backends.base import Backend, Call, Result, reason_in, waits_for_nothing
+from graphattn.backends.base import Backend, Call, Result, reason_in
 from graphattn.backends.plain import Layout, lacks
 from graphattn.errors import BackendError
 from graphattn.graph.bits import BitGraph
+from graphattn.graph.check import waits_for_nothing
 from graphattn.graph.prepared import blocks_of
 from graphattn_kernels import backends as kernels
 from graphattn_kernels.block_attention.api import block_attention, select

@@ -12,7 +12,7 @@ from graphattn.conv._pyg import scatter
 from graphattn.conv._remembered import remembered
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
-from graphattn.graph.check import check_edge_index_form
+from graphattn.graph.check import check_edge_index_form, waits_for_nothing
 from graphattn_kernels import segment_sum
 
 __all__ = ["check_fill_value", "edges_with_self_loops"]
@@ -136,4 +136,4 @@ def _loop_rows(
 
 
 def _sizes_are_fixed(like: Tensor) -> bool:
-    return torch.compiler.is_compiling() or (like.is_cuda and torch.cuda.is_current_stream_capturing())
+    return waits_for_nothing(like.device)

@@ -1,4 +1,7 @@
-"""Validation of graphs, once, where they are made."""
+"""Validation of graphs, once, where they are made.
+
+Values are not looked at where the host must not wait for the device (:func:`waits_for_nothing`).
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,15 @@ __all__ = [
     "resolve_ptrs",
     "resolve_sizes",
     "rows_ascend",
+    "waits_for_nothing",
 ]
 
 _INTEGERS = (torch.int64, torch.int32)
+
+
+def waits_for_nothing(device: torch.device) -> bool:
+    """Whether the host must not wait for the device now: in compiled code, and while a CUDA graph is captured."""
+    return torch.compiler.is_compiling() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
 def resolve_sizes(
@@ -92,8 +101,8 @@ def check_edge_index_form(edge_index: Tensor) -> None:
 def check_edge_index(edge_index: Tensor, num_targets: int, num_sources: int) -> None:
     """Form of an ``edge_index`` and the range of its values."""
     check_edge_index_form(edge_index)
-    if torch.compiler.is_compiling() or edge_index.shape[1] == 0:
-        return  # reading a value would break a compiled graph
+    if waits_for_nothing(edge_index.device) or edge_index.shape[1] == 0:
+        return
     # Twice one row, because aminmax(dim=1) is several times slower.
     bounds = torch.stack([*edge_index[0].aminmax(), *edge_index[1].aminmax()])
     low_source, high_source, low_target, high_target = bounds.tolist()
@@ -131,7 +140,7 @@ def check_csr(rowptr: Tensor, col: Tensor, num_sources: int) -> None:
             f"rowptr and col must share dtype and device, got {rowptr.dtype} on {rowptr.device} "
             f"and {col.dtype} on {col.device}"
         )
-    if torch.compiler.is_compiling():
+    if waits_for_nothing(rowptr.device):
         return
     if int(rowptr[0]) != 0 or int(rowptr[-1]) != col.shape[0] or bool((rowptr.diff() < 0).any()):
         raise ArgumentError(f"rowptr must rise from 0 to the number of edges, {col.shape[0]}")
@@ -161,7 +170,7 @@ def check_ptr_form(name: str, ptr: Tensor, device: torch.device) -> None:
 def check_ptr(name: str, ptr: Tensor, size: int, device: torch.device) -> None:
     """Member pointers of one side of a batch."""
     check_ptr_form(name, ptr, device)
-    if torch.compiler.is_compiling():
+    if waits_for_nothing(device):
         return
     if int(ptr[0]) != 0 or int(ptr[-1]) != size or bool((ptr.diff() < 0).any()):
         raise ArgumentError(
@@ -192,7 +201,7 @@ def check_ptrs(
 
 def check_members(edge_index: Tensor, target_ptr: Tensor | None, source_ptr: Tensor | None) -> None:
     """No edge may leave its member: a batch never leaks."""
-    if target_ptr is None or source_ptr is None or torch.compiler.is_compiling():
+    if target_ptr is None or source_ptr is None or waits_for_nothing(edge_index.device):
         return
     source_member = batch_vector(source_ptr, int(source_ptr[-1]), edge_index.device)[edge_index[0]]
     target_member = batch_vector(target_ptr, int(target_ptr[-1]), edge_index.device)[edge_index[1]]

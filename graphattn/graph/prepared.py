@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-
 from graphattn.errors import ArgumentError
 from graphattn.graph.bits import BitGraph
 from graphattn.graph.block_mask import to_block_mask
+from graphattn.graph.check import waits_for_nothing
 from graphattn.graph.graph_window import GraphWindow
 from graphattn.graph.lists import ListGraph
 from graphattn.graph.neighbourhood import Neighbourhood
@@ -108,7 +107,7 @@ def suitable_blocks(graph: TokenGraph, width: int | None = None) -> Blocks | Non
     """
     if isinstance(graph, BitGraph):  # its tiles cost one kernel, its edges a wait
         return blocks_of(graph)
-    if torch.compiler.is_compiling() or (graph.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+    if waits_for_nothing(graph.device):
         return None if graph._tile_fill is None or graph._tile_fill < least_fill(width) else graph._blocks
     if graph._tile_fill is None:
         graph._tile_fill = _fill(graph)

@@ -116,7 +116,7 @@ class PaddedBatch:
                 )
             self.rows[key] = _kind(key, slices)
             size = getattr(room, self.rows[key])
-            fill = (math.nan if value.is_floating_point() else IGNORED) if key == "y" else 0
+            fill = _unlabelled(value) if key == "y" else 0
             self.batch[key] = torch.full((size, *value.shape[1:]), fill, dtype=value.dtype, device=device)
         # What the host works out, in one tensor that takes one copy: ptr, batch, filling edges, the three counts.
         lengths = (room.graphs + 1, room.nodes, room.edges, 3)
@@ -148,7 +148,7 @@ class PaddedBatch:
             kept: Tensor = self.batch[key]
             kept[:size].copy_(value)
             if key == "y":
-                kept[size:].fill_(math.nan if value.is_floating_point() else IGNORED)
+                kept[size:].fill_(_unlabelled(value))
         self.edge_index[:, : sizes.edges].copy_(batch.edge_index)
 
     def ready(self) -> Batch:
@@ -181,6 +181,10 @@ def filling(nodes: int, pairs: int) -> list[int] | None:
         sizes.append(size)
         nodes, pairs = nodes - size, pairs - size * size
     return None if nodes or pairs else sizes
+
+
+def _unlabelled(y: Tensor) -> float:
+    return math.nan if y.is_floating_point() else IGNORED
 
 
 def _kind(key: str, slices: dict[str, Tensor]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from graphattn_kernels import backends
 from graphattn_kernels.errors import ArgumentError, ArgumentTypeError, BackendError
 
-__all__ = ["check_rows", "lacks", "triton_or"]
+__all__ = ["check_alike", "check_rows", "lacks", "triton_or"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _WIDTH = 256  # channels of a head that fit on the chip beside a tile
@@ -48,6 +49,19 @@ def lacks(q: Tensor, v: Tensor, what: str = "it") -> str | None:
     return None
 
 
+def check_alike(q: Any, k: Any, v: Any) -> None:
+    """Raise unless q, k and v are floating tensors of one dtype on one device."""
+    for name, x in {"q": q, "k": k, "v": v}.items():
+        if not isinstance(x, Tensor):
+            raise ArgumentTypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        if not x.is_floating_point():
+            raise ArgumentTypeError(f"{name} must be a floating tensor, got {x.dtype}")
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ArgumentTypeError(
+                f"{name} must have the dtype and device of q, {q.dtype} on {q.device}, got {x.dtype} on {x.device}"
+            )
+
+
 def check_rows(q: Tensor, k: Tensor, v: Tensor, num_targets: int, num_sources: int, each: str | None) -> None:
     """Raise unless q, k and v are rows of a graph's targets and sources, ``[B, T, H, D]`` or ``[T, H, D]``.
 
@@ -59,13 +73,7 @@ def check_rows(q: Tensor, k: Tensor, v: Tensor, num_targets: int, num_sources: i
         num_sources: Rows of k and v.
         each: What each batch entry has of its own, for the error text; ``None``: nothing.
     """
-    for name, x in {"q": q, "k": k, "v": v}.items():
-        if not x.is_floating_point():
-            raise ArgumentTypeError(f"{name} must be a floating tensor, got {x.dtype}")
-        if x.dtype != q.dtype or x.device != q.device:
-            raise ArgumentTypeError(
-                f"{name} must have the dtype and device of q, {q.dtype} on {q.device}, got {x.dtype} on {x.device}"
-            )
+    check_alike(q, k, v)
     if q.dim() not in (3, 4):
         raise ArgumentError(f"q must be [B, T, H, D] or [T, H, D], got shape {list(q.shape)}")
     if each is not None and q.dim() == 3:

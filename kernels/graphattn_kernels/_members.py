@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from graphattn_kernels._calls import lacks, triton_or
+from graphattn_kernels._calls import check_alike, lacks, triton_or
 from graphattn_kernels.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["MEMBERS_SCHEMA", "Members", "batched", "check", "in_full", "select", "without_padding"]
@@ -80,15 +80,7 @@ def select(backend: str, q: Tensor, v: Tensor) -> str:
 
 def check(q: Any, k: Any, v: Any, members: Members) -> None:
     """Raise unless tensors and members fit; values on the device are not looked at."""
-    for name, x in {"q": q, "k": k, "v": v}.items():
-        if not isinstance(x, Tensor):
-            raise ArgumentTypeError(f"{name} must be a tensor, got {type(x).__name__}")
-        if not x.is_floating_point():
-            raise ArgumentTypeError(f"{name} must be a floating tensor, got {x.dtype}")
-        if x.dtype != q.dtype or x.device != q.device:
-            raise ArgumentTypeError(
-                f"{name} must have the dtype and device of q, {q.dtype} on {q.device}, got {x.dtype} on {x.device}"
-            )
+    check_alike(q, k, v)
     if q.dim() not in (3, 4):
         raise ArgumentError(f"q must be [B, T, H, D] or [T, H, D], got shape {list(q.shape)}")
     for name, x in {"k": k, "v": v}.items():

@@ -234,9 +234,10 @@ def test_lightning_counts_clips_and_schedules_captured_steps(tmp_path: Any):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_replayed_steps_train_like_eager_ones(precision: torch.dtype | None):
+@pytest.mark.parametrize("name", MODELS)
+def test_replayed_steps_train_like_eager_ones(name: str, precision: torch.dtype | None):
     torch.manual_seed(2)
-    task = GraphRegression(MODELS["gps"]("mean", 1)).cuda()
+    task = GraphRegression(MODELS[name]("mean", 1)).cuda()
     plain = copy.deepcopy(task)
     losses = []
     for module, captured in ((task, True), (plain, False)):

@@ -34,7 +34,7 @@ class GraphDataModule(LightningDataModule):
             resumption.
         pin_memory: ``None``: when training on a GPU.
         on_device: Keep the graphs on the training device and put batches together there, in this process: for sets
-            that fit, the fastest way (molecules: about a tenth of the time). Batches are the same.
+            that fit, the fastest way. Batches are the same.
         drop_last: Leave out an incomplete last training batch.
         seed: Seed of the order; ``None``: the run's (``seed_everything``).
         options: Further arguments of the data set, ``{"num_graphs": [500, 100, 100]}`` say.
