@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from graphattn._fold import Fold
 from graphattn._inputs import autocast, check_clamp, check_edge_tensor, check_graph, check_inputs, check_rows
+from graphattn._merge import AttentionOutput, merge
 from graphattn._watch import Seen, tell, watching
-from graphattn.backends import Call, Result, choose, choose_steps, named
+from graphattn.backends import Call, choose, named
 from graphattn.backends.base import EdgeBias
-from graphattn.backends.pairs import pair_operator, why_listed
-from graphattn.backends.steps import drop, edge_scores, why_unfused
+from graphattn.backends.remembered import kind_of, recall, remember
+from graphattn.backends.steps import edge_scores, why_unfused
+from graphattn.backends.unfused import attend_unfused, move, working_dtype
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
 from graphattn.normalize import Normalizer, Softmax, resolve_normalizer
-from graphattn.propagate import AttentionOperator, EdgeOperator, OneHop, Propagator, resolve_propagator
+from graphattn.propagate import EdgeOperator, Propagator, resolve_propagator
 from graphattn.score import Score, resolve_score
-from graphattn_kernels import segment_softmax
 from graphattn_kernels._random import check_dropout
-from graphattn_kernels._segment import accumulate_dtype
 
 __all__ = ["AttentionOutput", "attend", "draw_seed", "edge_weights", "merge", "propagate"]
-
-
-class AttentionOutput(NamedTuple):
-    """What :func:`attend` returns where more than the output is asked for."""
-
-    out: Tensor
-    """``[..., T, H, D_v]``."""
-    weights: Tensor | None = None
-    """``[..., E, H]`` before dropout, in the caller's edge order, if ``need_weights``."""
-    lse: Tensor | None = None
-    """``[..., T, H]`` log-sum-exp of the scores, -inf for a target without edges, if ``need_lse``."""
-    product: Tensor | None = None
-    """``[..., E, H, D]``: scale * q * k * edge_gate of each edge, before bias and clamp, in the caller's edge order, if
-    ``need_product``."""
 
 
 def attend(
@@ -116,7 +101,15 @@ def attend(
     is_softmax = isinstance(rule, Softmax)
     if need_lse and not is_softmax:
         raise ArgumentError(f"need_lse needs the softmax normaliser, got {type(rule).__name__}")
-    q, k, values, score, edge_bias, edge_gate = _prepare(graph, q, k, v, score, edge_bias, edge_gate, clamp)
+    check_graph(graph)
+    check_clamp(clamp)
+    q, k, values, score, edge_bias, edge_gate = _cast(q, k, v, score, edge_bias, edge_gate)
+    # Of equal calls only the first is checked, but for what is not of tensors: values of options, and the seed.
+    options = clamp is None, dropout_p == 0.0, need_lse, need_product, backend
+    kind = kind_of(q, k, values, score, edge_bias, edge_gate, *options)
+    chosen = recall(graph, kind)
+    if chosen is None:
+        check_inputs(graph, q, k, values, score, edge_bias=_rows(edge_bias), edge_gate=edge_gate)
     if values is None:
         raise ArgumentTypeError("v must be a floating tensor, got None")
     check_dropout(dropout_p, dropout_seed, values.device)
@@ -129,59 +122,33 @@ def attend(
         tell(_seen(graph, q, k, score, rule, shared, backend))
 
     weights = None
-    operator: AttentionOperator
     if why_unfused(graph, score, rule, mover, need_weights) is None:
-        assert q is not None and k is not None and not isinstance(score, Tensor)
+        assert q is not None and k is not None and isinstance(score, Score)
         call = Call(
             *(graph, fold, q, k, values, score, edge_bias, edge_gate, scale, clamp),
             *(dropout_p, dropout_seed, need_lse, need_product),
         )
-        result = (choose(call)[0] if backend == "auto" else named(backend, call)).run(call)
-    elif backend == "auto" and (
-        why_listed(
-            *(graph, score, rule),
-            edge_bias=edge_bias is not None,
-            edge_gate=edge_gate is not None,
-            dropout_p=dropout_p > 0.0,
-            need_weights=need_weights,
-            need_lse=need_lse,
-            need_product=need_product,
-        )
-        is None
-    ):
-        assert q is not None and k is not None and isinstance(score, Score)
-        dtype = _dtype(mover, values)
-        operator = pair_operator(graph, fold, q, k, score, rule, scale=scale, clamp=clamp, dtype=dtype)
-        result = Result(fold.untokens(_move(mover, operator, fold, values), graph.num_targets))
+        if chosen is None:
+            chosen = choose(call)[0] if backend == "auto" else named(backend, call)
+            remember(graph, kind, chosen)
+        result = chosen.run(call)
     else:
-        choose_steps(backend, values.device)  # says so where a backend was named that has none
-        scores, product = edge_scores(
-            *(graph, fold, q, k, score),
+        result, weights = attend_unfused(
+            *(graph, fold, q, k, values, score, rule, mover),
             edge_bias=edge_bias,
             edge_gate=edge_gate,
             scale=scale,
             clamp=clamp,
-            backend=backend,
+            dropout_p=dropout_p,
+            dropout_seed=dropout_seed,
+            need_weights=need_weights,
+            need_lse=need_lse,
             need_product=need_product,
+            backend=backend,
         )
-        lse = None
-        if is_softmax:
-            weights, lse = segment_softmax(graph.structure, scores, backend=backend)
-        else:
-            weights = rule(graph, scores, backend)
-        kept = drop(weights, dropout_p, dropout_seed)
-        operator = EdgeOperator(graph, kept.to(_dtype(mover, values)), backend, fold.per_head)
-        out = _move(mover, operator, fold, values)
-        result = Result(
-            fold.untokens(out, graph.num_targets),
-            fold.untokens(lse.unsqueeze(-1), graph.num_targets).squeeze(-1) if need_lse and lse is not None else None,
-            None if product is None else fold.unedges(product),
-        )
-
     if not (need_weights or need_lse or need_product):
         return result.out
-    weights = fold.unedges(weights.to(v.dtype)) if need_weights and weights is not None else None
-    return AttentionOutput(result.out, weights, result.lse, result.product)
+    return AttentionOutput(result.out, None if weights is None else weights.to(v.dtype), result.lse, result.product)
 
 
 def edge_weights(
@@ -217,7 +184,10 @@ def edge_weights(
     Raises:
         ArgumentError: If shapes or values do not fit.
     """
-    q, k, _, score, edge_bias, edge_gate = _prepare(graph, q, k, None, score, edge_bias, edge_gate, clamp)
+    check_graph(graph)
+    check_clamp(clamp)
+    q, k, _, score, edge_bias, edge_gate = _cast(q, k, None, score, edge_bias, edge_gate)
+    check_inputs(graph, q, k, None, score, edge_bias=_rows(edge_bias), edge_gate=edge_gate)
     like = score if isinstance(score, Tensor) else q
     assert like is not None
     fold = Fold(graph, *(_score_leading(graph, like) if like is score else (tuple(like.shape[:-3]), like.shape[-2])))
@@ -262,41 +232,8 @@ def propagate(
     folded = fold.edges("weights", weights, graph.num_edges)
     assert folded is not None
     mover = resolve_propagator(propagator)
-    operator = EdgeOperator(graph, folded.to(_dtype(mover, v)), backend, fold.per_head)
-    return fold.untokens(_move(mover, operator, fold, v), graph.num_targets)
-
-
-def merge(parts: Sequence[AttentionOutput | tuple[Tensor, Tensor]]) -> AttentionOutput:
-    """Combine softmax attention over disjoint edge sets of the same targets, exactly.
-
-    .. math:: l = \\log \\sum_i e^{l_i}, \\qquad y = \\sum_i e^{l_i - l} y_i
-
-    Args:
-        parts: Outputs with ``need_lse=True``, or pairs (out ``[..., T, H, D]``, lse ``[..., T, H]``).
-
-    Returns:
-        Output and lse over the union of the edges; 0 and -inf where every part was empty.
-
-    Raises:
-        ArgumentError: If there is no part, or one without an lse.
-    """
-    if not parts:
-        raise ArgumentError("parts must hold at least one (out, lse) pair, got none")
-    outs, lses = zip(
-        *((part.out, part.lse) if isinstance(part, AttentionOutput) else part for part in parts), strict=True
-    )
-    if any(lse is None for lse in lses):
-        raise ArgumentError("parts must come from attend(..., need_lse=True); one has no lse")
-    shape = outs[0].shape
-    if any(out.shape != shape or lse.shape != shape[:-1] for out, lse in zip(outs, lses, strict=True)):
-        got = [(list(out.shape), list(lse.shape)) for out, lse in zip(outs, lses, strict=True)]
-        raise ArgumentError(f"parts must have one shape, out [..., T, H, D_v] and lse [..., T, H], got {got}")
-    lse = torch.stack(lses)
-    empty = (lse == float("-inf")).all(0)
-    # Where every part is empty, any finite number keeps the exponentials, and their gradients, at zero.
-    total = lse.masked_fill(empty, 0.0).logsumexp(0)
-    out = ((lse - total).exp().unsqueeze(-1) * torch.stack(outs)).sum(0)
-    return AttentionOutput(out.to(outs[0].dtype), None, total.masked_fill(empty, float("-inf")))
+    operator = EdgeOperator(graph, folded.to(working_dtype(mover, v)), backend, fold.per_head)
+    return fold.untokens(move(mover, operator, fold, v), graph.num_targets)
 
 
 def draw_seed(generator: torch.Generator | None = None, device: torch.device | str | None = None) -> Tensor:
@@ -314,24 +251,24 @@ def draw_seed(generator: torch.Generator | None = None, device: torch.device | s
     return seed if device is None else seed.to(device)
 
 
-def _prepare(
-    graph: TokenGraph,
+def _cast(
     q: Tensor | None,
     k: Tensor | None,
     v: Tensor | None,
     score: str | Score | Tensor,
     edge_bias: EdgeBias,
     edge_gate: Tensor | None,
-    clamp: float | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Score | Tensor, EdgeBias, Tensor | None]:
-    """The arguments checked, the score resolved, and everything in the dtype of autocast where it is on."""
-    check_clamp(clamp)
-    rule = None if callable(edge_bias) else edge_bias
+    """The score resolved, and everything in the dtype of autocast where it is on."""
     ready = score if isinstance(score, Tensor) else None
-    q, k, v, ready, rows, edge_gate = autocast(q, k, v, ready, rule, edge_gate)
+    q, k, v, ready, rows, edge_gate = autocast(q, k, v, ready, _rows(edge_bias), edge_gate)
     chosen = resolve_score(score) if ready is None else ready  # type: ignore[arg-type]
-    check_inputs(graph, q, k, v, chosen, edge_bias=rows, edge_gate=edge_gate)
     return q, k, v, chosen, edge_bias if callable(edge_bias) else rows, edge_gate
+
+
+def _rows(edge_bias: EdgeBias) -> Tensor | None:
+    """A bias that is not a function."""
+    return None if callable(edge_bias) else edge_bias
 
 
 def _seen(
@@ -359,16 +296,6 @@ def _seen(
         return found
 
     return Seen(graph, q, k, weights, hop=hop)
-
-
-def _dtype(mover: Propagator, values: Tensor) -> torch.dtype:
-    """The dtype that a propagator works in: many products in turn would add up the rounding of a half type."""
-    return values.dtype if isinstance(mover, OneHop) else accumulate_dtype(values.dtype)
-
-
-def _move(mover: Propagator, operator: AttentionOperator, fold: Fold, values: Tensor) -> Tensor:
-    """Values ``[..., S, H, D]`` to ``[T', H', D]``, folded, in their dtype."""
-    return mover(operator, fold.tokens(values).to(_dtype(mover, values))).to(values.dtype)
 
 
 def _score_leading(graph: TokenGraph, score: Tensor) -> tuple[tuple[int, ...], int]:

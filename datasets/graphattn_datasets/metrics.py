@@ -105,12 +105,14 @@ def roc_auc(preds: Tensor, target: Tensor) -> Tensor:
     return _task_mean(preds, target, _binary_roc_auc)
 
 
-def sbm_class_weights(y: Tensor, num_classes: int) -> Tensor:
+def sbm_class_weights(y: Tensor, num_classes: int, *, validate: bool = True) -> Tensor:
     r"""Class weights of the cross-entropy loss on SBM graphs: :math:`(V - n_c) / V`, 0 for absent classes.
 
     Args:
         y: Class ids ``[V]`` of a mini-batch.
         num_classes: Number of classes C.
+        validate: Look at the ids, for which a device is waited for. Without it nothing waits, and negative ids
+            (padding, nodes without a label) are left out of V.
 
     Returns:
         Weights float32 ``[C]``.
@@ -118,9 +120,13 @@ def sbm_class_weights(y: Tensor, num_classes: int) -> Tensor:
     Raises:
         ArgumentError: If an id is outside 0..C-1.
     """
-    _check_ids(y, "y", num_classes)
-    count = torch.bincount(y, minlength=num_classes)
-    return torch.where(count > 0, (y.numel() - count) / max(y.numel(), 1), 0.0)
+    if validate:
+        _check_ids(y, "y", num_classes)
+    counted = (y >= 0).long()
+    # Not bincount, which waits for the device to say how many classes there are.
+    count = counted.new_zeros(num_classes).scatter_add(0, y.long().clamp(min=0), counted)
+    nodes = count.sum()
+    return torch.where(count > 0, (nodes - count) / nodes.clamp(min=1), 0.0)
 
 
 def _class_counts(preds: Tensor, target: Tensor, num_classes: int | None) -> tuple[Tensor, Tensor, Tensor]:

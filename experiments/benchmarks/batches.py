@@ -10,7 +10,7 @@ from torch import Tensor
 
 from experiments.benchmarks import graphs
 
-__all__ = ["Batch", "make_batches"]
+__all__ = ["Batch", "as_pyg", "make_batches"]
 
 
 class Batch(NamedTuple):
@@ -44,6 +44,23 @@ def make_batches(name: str, count: int, size: int, pe_width: int, device: torch.
         pe = torch.randn(x.shape[0], pe_width, generator=generator)
         tensors = [None if t is None else t.to(device) for t in (x, edge_index, edge_attr, pe, y, ptr)]
         found.append(Batch(*tensors, size, int(ptr.diff().max())))  # type: ignore[arg-type]
+    return found
+
+
+def as_pyg(batch: Batch) -> Any:
+    """A batch of PyG, which knows its sizes on the host."""
+    from torch_geometric.data import Batch as PygBatch
+
+    found, ptr = PygBatch(), batch.ptr.cpu()
+    edges = torch.searchsorted(ptr, batch.edge_index[1].cpu(), right=True).sub(1).bincount(minlength=batch.num_graphs)
+    edge_ptr = torch.cat([edges.new_zeros(1), edges.cumsum(0)])
+    graph_ptr = torch.arange(batch.num_graphs + 1)
+    found._num_graphs, found._slice_dict = batch.num_graphs, {}
+    labels = ptr if batch.y.shape[0] == batch.x.shape[0] else graph_ptr
+    for key, slices in (("x", ptr), ("edge_index", edge_ptr), ("edge_attr", edge_ptr), ("pe", ptr), ("y", labels)):
+        if getattr(batch, key) is not None:
+            found[key], found._slice_dict[key] = getattr(batch, key), slices
+    found.batch, found.ptr = batch.member, batch.ptr
     return found
 
 

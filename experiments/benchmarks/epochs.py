@@ -28,11 +28,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experiments.benchmarks.batches import Batch, make_batches
+from experiments.benchmarks.batches import Batch, as_pyg, make_batches
 from experiments.benchmarks.networks import NETWORKS, Network, Other
 from graphattn.graph import TokenGraph
 from graphattn.graph.patterns import complete
 from graphattn.models import graph as models
+from graphattn_datasets.metrics import sbm_class_weights
 
 __all__ = ["Epoch", "main", "run"]
 
@@ -178,23 +179,6 @@ def _train_captured(
     return times, losses
 
 
-def as_pyg(batch: Batch) -> Any:
-    """A batch of PyG, which knows its sizes on the host."""
-    from torch_geometric.data import Batch as PygBatch
-
-    found, ptr = PygBatch(), batch.ptr.cpu()
-    edges = torch.searchsorted(ptr, batch.edge_index[1].cpu(), right=True).sub(1).bincount(minlength=batch.num_graphs)
-    edge_ptr = torch.cat([edges.new_zeros(1), edges.cumsum(0)])
-    graph_ptr = torch.arange(batch.num_graphs + 1)
-    found._num_graphs, found._slice_dict = batch.num_graphs, {}
-    labels = ptr if batch.y.shape[0] == batch.x.shape[0] else graph_ptr
-    for key, slices in (("x", ptr), ("edge_index", edge_ptr), ("edge_attr", edge_ptr), ("pe", ptr), ("y", labels)):
-        if getattr(batch, key) is not None:
-            found[key], found._slice_dict[key] = getattr(batch, key), slices
-    found.batch, found.ptr = batch.member, batch.ptr
-    return found
-
-
 def _captured(train: Callable[[Batch, Ready], Tensor], data: list[tuple[Batch, Ready]]) -> list[torch.cuda.CUDAGraph]:
     """A whole training step on each batch as a CUDA graph: what the device does, without the host."""
     graphs_ = []
@@ -221,8 +205,7 @@ def _ready(other: type[Other] | None, network: Network, batch: Batch, device: to
         prepared = other.prepare(batch)
     weight = None
     if network.classes is not None:
-        count = torch.bincount(batch.y, minlength=network.classes)
-        weight = torch.where(count > 0, (n - count) / n, 0.0)
+        weight = sbm_class_weights(batch.y, network.classes, validate=False)
     return Ready(graph, prepared, batch.member, weight)
 
 

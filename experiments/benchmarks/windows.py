@@ -11,13 +11,10 @@ Written: windows.csv, windows.json, windows.md. Exit code 1 if a result is wrong
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +24,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from experiments.benchmarks.measure import Effort, peak_mb, timed
-from experiments.benchmarks.report import environment
+from experiments.benchmarks.windows_report import Row, goals_of, say, write
 from graphattn import attend, patterns
 from graphattn.graph.graph_window import GraphWindow
 from graphattn.optional import available
@@ -51,21 +48,6 @@ class Shape(NamedTuple):
     def __str__(self) -> str:
         nodes = 1 + self.fan + self.fan**2
         return f"{self.batch} x {self.tokens} tokens ({nodes} nodes), {self.heads} heads of {self.width}"
-
-
-@dataclass
-class Row:
-    """One line of the table."""
-
-    workload: str
-    peer: str
-    what: str
-    ms: float | None = None
-    low: float | None = None
-    high: float | None = None
-    peak_mb: float | None = None
-    error: float | None = None
-    text: str = ""
 
 
 def make_prompts(shape: Shape, device: str, *, padded: bool = False) -> dict[str, Tensor]:
@@ -101,13 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for shape in shapes:
         for row in _operation(shape, device):
             rows.append(row)
-            _say(row)
+            say(row)
     for row in [*_building(shapes[0], device), *_model(shapes[0], device, options.quick)]:
         rows.append(row)
-        _say(row)
-    goals = list(_goals(rows, shapes))
+        say(row)
+    goals = list(goals_of(rows, [str(shape) for shape in shapes]))
     seconds = time.perf_counter() - begin
-    _write(options.out, rows, goals, [sys.executable, "-m", "experiments.benchmarks.windows", *(argv or sys.argv[1:])])
+    write(options.out, rows, goals, [sys.executable, "-m", "experiments.benchmarks.windows", *(argv or sys.argv[1:])])
     print("\n" + "\n".join(goals) + f"\n{seconds:.0f} s in all", flush=True)
     return 1 if any(row.error is not None and row.error > WRONG for row in rows) else 0
 
@@ -136,6 +118,7 @@ def _operation(shape: Shape, device: str) -> Iterator[Row]:
         for name, kernel in kernels.items():
             peers[f"causal, {name}"] = (lambda q, k, v, kernel=kernel: _sdpa(q, k, v, kernel, is_causal=True), None)
         peers["FlexAttention, BlockMask"] = (lambda q, k, v: attend(graph, q, k, v, backend="flex"), graph)  # type: ignore[dict-item,return-value]
+        peers["ours, sdpa"] = (lambda q, k, v: attend(graph, q, k, v, backend="sdpa"), graph)  # type: ignore[dict-item,return-value]
         peers["ours, tiles"] = (lambda q, k, v: attend(graph, q, k, v, backend="tiles"), graph)  # type: ignore[dict-item,return-value]
     known = {id(window): _checked_rows(window, x) for window in (graph, left)}
     for name, (run, window) in peers.items():
@@ -158,9 +141,17 @@ def _building(shape: Shape, device: str) -> Iterator[Row]:
     """The window, from maps that are on the device, with what attention needs of it."""
     maps = make_prompts(shape, device)
     nodes = maps["parent"].shape[1]
-    for name, options in (("window", {}), ("window, sizes given", {"node_tokens": nodes, "padding": "none"})):
+    known = {"node_tokens": nodes, "padding": "none"}
+    ways: list[tuple[str, str, dict[str, Any]]] = [
+        ("window", "sdpa", {}),
+        ("window, sizes given", "sdpa", known),
+        ("window and its tiles, sizes given", "tiles", known),
+    ]
+    for name, backend, options in ways if device != "cpu" else ways[:2]:
         row = Row(str(shape), name, "build")
-        row.ms, row.low, row.high = _time(lambda o=options: patterns.graph_window(**maps, hops=2, **o).prepare())
+        row.ms, row.low, row.high = _time(
+            lambda b=backend, o=options: patterns.graph_window(**maps, hops=2, **o).prepare(b)
+        )
         yield row
 
 
@@ -280,61 +271,6 @@ def _time(run: Callable[[], Any]) -> tuple[float, float, float]:
         run()
         times.append(1e3 * (time.perf_counter() - begin))
     return statistics.median(times[1:]), min(times[1:]), max(times[1:])
-
-
-def _goals(rows: list[Row], shapes: list[Shape]) -> Iterator[str]:
-    """The ratios that were asked for, beside their goals."""
-    ms = {(row.workload, row.peer, row.what): row.ms for row in rows}
-
-    def ratio(above: tuple[str, str, str], below: tuple[str, str, str]) -> float | None:
-        a, b = ms.get(above), ms.get(below)
-        return None if a is None or b is None else a / b
-
-    def line(text: str, value: float | None, goal: float, at_most: bool) -> str:
-        if value is None:
-            return f"- not measured: {text}"
-        met = value <= goal if at_most else value >= goal
-        return f"- {'met' if met else 'MISSED'}: {text}: {value:.3g} (goal {'<=' if at_most else '>='} {goal:g})"
-
-    for shape in map(str, shapes):
-        for what in ("forward", "forward+backward"):
-            ours = (shape, "ours", what)
-            yield line(f"{shape}, {what}: ours / causal flash", ratio(ours, (shape, "causal, flash", what)), 1.1, True)
-            for peer in ("dense additive mask, SDPA", "dense additive mask, eager"):
-                yield line(f"{shape}, {what}: {peer} / ours", ratio((shape, peer, what), ours), 3.0, False)
-    first, step = str(shapes[0]), "forward+backward of 4 layers"
-    model = (first, "model, windowed, graphattn (mask built in each step)", step)
-    yield line("building the window / step of the model", ratio((first, "window", "build"), model), 0.05, True)
-
-
-def _write(folder: Path, rows: list[Row], goals: list[str], command: list[str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    about = environment(command, 0)
-    with (folder / "windows.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(asdict(rows[0])))
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-    content = {"environment": about, "goals": goals, "rows": [asdict(row) for row in rows]}
-    (folder / "windows.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    lines = ["# Graph windows", "", f"{about['device']}; torch {about['packages']['torch']}; {about['date']}.", ""]
-    lines += ["Milliseconds: median (first to third quartile). Error: relative L2 against float32.", "", *goals]
-    for workload in dict.fromkeys(row.workload for row in rows):
-        lines += ["", f"## {workload}", "", "| peer | pass | ms | memory MB | error |", "|---|---|---:|---:|---:|"]
-        lines += [_cells(row) for row in rows if row.workload == workload]
-    (folder / "windows.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _cells(row: Row) -> str:
-    ms = row.text if row.ms is None else f"{row.ms:.4g} ({row.low:.4g} to {row.high:.4g})"
-    memory = "" if row.peak_mb is None else f"{row.peak_mb:.0f}"
-    error = "" if row.error is None else f"{row.error:.1e}"
-    return f"| {row.peer} | {row.what} | {ms} | {memory} | {error} |"
-
-
-def _say(row: Row) -> None:
-    ms = row.text if row.ms is None else f"{row.ms:9.3f} ms"
-    wrong = "" if row.error is None else f"  error {row.error:.1e}"
-    print(f"{row.workload}: {row.peer}, {row.what}: {ms}{wrong}", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from torch.nn import functional as F
 from experiments.llm_windows.network import WINDOWS, PromptNetwork, WindowChoice
 from experiments.llm_windows.tasks import TASKS, Task, configuration, make_task
 from graphattn.insight import linkage_reliance
+from graphattn.training.captured import Recording
+from graphattn.training.padding import TensorBatch
 from graphattn_datasets.text_graphs import EgoTrees
 
 __all__ = ["accuracy", "evaluation_prompts", "evaluation_trees", "folder_of", "main", "make_network", "train"]
@@ -71,18 +73,27 @@ def train(config: dict[str, Any], window: str, seed: int, device: str, folder: P
     every = max(1, steps // config["evaluations"])
     best, weights, curve, losses = -1.0, {}, [], torch.zeros((), device=device)
     supply = _Supply(task, batch, chance)
-    for step in range(1, steps + 1):
-        network.train()
-        prompts = supply.next()
+    prompts = supply.next()
+    place = TensorBatch(prompts)
+
+    def descend() -> Tensor:
+        here = place.ready()
         with _half(device):
-            scores = network(prompts, WINDOWS[window], task.depth)
-        loss = F.cross_entropy(scores.float(), labels[prompts["y"]], label_smoothing=config["label_smoothing"])
+            scores = network(here, WINDOWS[window], task.depth)
+        loss = F.cross_entropy(scores.float(), labels[here["y"]], label_smoothing=config["label_smoothing"])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), config["clip"])
         optimizer.step()
+        return loss.detach()
+
+    recording = Recording(descend, optimizer, device)
+    for step in range(1, steps + 1):
+        network.train()
+        place.fill(prompts)
+        losses += recording()
         schedule.step()
-        losses += loss.detach()
+        prompts = supply.next()
         if step % every == 0 or step == steps:
             found = accuracy(network, task, fixed["val"], WINDOWS[window])
             count = step - (curve[-1][0] if curve else 0)

@@ -52,7 +52,7 @@ def fit_teacher(config: dict[str, Any], data: ImageDataModule, seed: int) -> nn.
     task = config["model"]["init_args"]
     shared = {name: factory(task[name]) for name in ("optimizer", "lr_scheduler")} | _augmentation(task)
     smoothing = task.get("label_smoothing", 0.0)
-    module = ImageClassification(network_of(config), label_smoothing=smoothing, **shared)
+    module = ImageClassification(network_of(config), label_smoothing=smoothing, capture=True, **shared)
     _fit(config, module, data, config["trainer"]["max_epochs"])
     return module.model
 
@@ -69,6 +69,7 @@ def reconstruct_only(
             teacher,
             reconstruction_epochs=budget.reconstruction_epochs,
             predictor_lr=budget.predictor_lr,
+            capture=True,
             optimizer=factory(config["model"]["init_args"]["optimizer"]),
             **_augmentation(config["model"]["init_args"]),
         ),
@@ -91,6 +92,7 @@ def distill(
             teacher,
             start_from_teacher=False,
             reconstruction_epochs=0,
+            capture=True,
             optimizer=factory(optimizer),
             label_smoothing=given.get("label_smoothing", 0.0),
             **_augmentation(given),

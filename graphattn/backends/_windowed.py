@@ -8,22 +8,25 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
+from graphattn.backends._dense import dense_attention
+from graphattn.errors import BackendError
 from graphattn.graph.graph_window import GraphWindow
+from graphattn_kernels.block_attention.api import attend_checked, select
 
-__all__ = ["few_rows", "windowed_attention"]
+__all__ = ["SHORT", "few_rows", "windowed_attention"]
 
 # Kernels that take a mask, in turn.
 _MASKED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # Attention over all pairs, under a mask, costs about 3 times causal attention and takes a fifth of the launches.
-_SHORT, _MANY = 512, 4
+SHORT, _MANY = 512, 4
 
 
 def few_rows(graph: GraphWindow) -> bool:
     """Whether causal attention, and another for the rows that are not, beats attention under a mask of all pairs."""
     tokens, rows = graph.num_targets, graph.rows.shape[1]
-    return graph.padding != "mixed" and (rows == 0 or (tokens > _SHORT and rows * _MANY <= tokens))
+    return graph.padding != "mixed" and (rows == 0 or (tokens > SHORT and rows * _MANY <= tokens))
 
 
 def windowed_attention(
@@ -57,7 +60,10 @@ def windowed_attention(
     first = torch.arange(batch, device=q.device).unsqueeze(1) * tokens
     row = torch.where(graph.rows == tokens, batch * tokens, first + graph.rows).flatten()
     some = q.flatten(0, 1).index_select(0, row.clamp(max=batch * tokens - 1)).unflatten(0, (batch, -1))
-    read = _attention(_MASKED, some, k, v, scale=scale, attn_mask=graph.row_mask.unsqueeze(1))
+    if _takes_tiles(q, v):
+        read, _ = attend_checked(graph.row_blocks, some, k, v, q.shape[-1] ** -0.5 if scale is None else scale, None)
+    else:
+        read = _attention(_MASKED, some, k, v, scale=scale, attn_mask=graph.row_mask.unsqueeze(1))
     return _Overwrite.apply(out.flatten(0, 1), read.flatten(0, 1), row).view(out.shape)
 
 
@@ -77,12 +83,22 @@ def _causal(
     return out.flatten(0, 1).index_select(0, back).view(out.shape)
 
 
+def _takes_tiles(q: Tensor, v: Tensor) -> bool:
+    """Whether tiles of the mask serve the node rows: the backward of PyTorch's kernels under a mask takes as long for a
+    few rows as causal attention for all."""
+    if q.device.type != "cuda" or torch.compiler.is_compiling():
+        return False
+    try:
+        return select("triton", q, v) == "triton"
+    except BackendError:
+        return False
+
+
 def _attention(order: list[SDPBackend], q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if q.device.type != "cuda":
         return F.scaled_dot_product_attention(q, k, v, **options).transpose(1, 2)
-    with sdpa_kernel(order, set_priority=True):
-        return F.scaled_dot_product_attention(q, k, v, **options).transpose(1, 2)
+    return dense_attention(order, q, k, v, **options).transpose(1, 2)
 
 
 class _Overwrite(torch.autograd.Function):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from graphattn.backends.base import Backend, Call, Result, reason_in
 from graphattn.errors import BackendError
 from graphattn_kernels import backends as kernels
-from graphattn_kernels import csr_attention
-from graphattn_kernels.csr_attention.api import select
+from graphattn_kernels.csr_attention.api import attend_checked, check_channels, default_scale, select
+from graphattn_kernels.csr_attention.inputs import Inputs
 
 __all__ = ["EDGES"]
 
@@ -31,30 +31,26 @@ class Edges(Backend):
         return None
 
     def run(self, call: Call) -> Result:
-        graph, fold, score, v = call.graph, call.fold, call.score, call.v
-        num_edges = graph.num_edges
+        graph, fold, score, structure = call.graph, call.fold, call.score, call.graph.structure
+        num_edges = structure.num_edges
+        q, k, v = fold.tokens(call.q), fold.tokens(call.k), fold.tokens(call.v)
         att, slope = score.additive() if score.fused == "additive" else (None, None)
-        out, lse, *product = csr_attention(
-            graph.structure,
-            fold.tokens(call.q),
-            fold.tokens(call.k),
-            fold.tokens(v),
-            edge_bias=fold.bias(call.edge_bias, call.q, num_edges),
-            edge_gate=fold.edges("edge_gate", call.edge_gate, num_edges, channels=True),
-            att=None if att is None else fold.heads(att).to(v.dtype),
-            negative_slope=slope,
-            scale=call.scale,
-            clamp=call.clamp,
-            dropout_p=call.dropout_p,
-            dropout_seed=call.dropout_seed,
-            need_product=call.need_product,
-            backend=self.name,
+        if att is not None:
+            att = fold.heads(att).to(v.dtype)
+        gate = fold.edges("edge_gate", call.edge_gate, num_edges, channels=True)
+        check_channels(q, gate, att)
+        inputs = Inputs(
+            *(q, k, v, fold.bias(call.edge_bias, call.q, num_edges), gate, att),
+            call.dropout_seed if call.dropout_p else None,
+            default_scale(q, slope) if call.scale is None else float(call.scale),
+            *(call.clamp, slope, float(call.dropout_p), call.need_product),
         )
+        out, lse, product = attend_checked(structure, inputs, self.name)
         targets = graph.num_targets
         return Result(
             fold.untokens(out, targets),
             fold.untokens(lse.unsqueeze(-1), targets).squeeze(-1) if call.need_lse else None,
-            fold.unedges(product[0]) if call.need_product else None,
+            fold.unedges(product) if call.need_product and product is not None else None,
         )
 
 

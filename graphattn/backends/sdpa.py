@@ -4,8 +4,9 @@ members of one size."""
 from __future__ import annotations
 
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
+from graphattn.backends._dense import dense_attention
 from graphattn.backends._windowed import windowed_attention
 from graphattn.backends.base import Backend, Call, Result
 from graphattn.backends.plain import Layout, lacks
@@ -62,8 +63,7 @@ class Sdpa(Backend):
             for x in (call.q, call.k, call.v)
         )
         if call.device.type == "cuda":
-            with sdpa_kernel(_ORDER, set_priority=True):
-                out = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=call.scale)
+            out = dense_attention(_ORDER, q, k, v, is_causal=is_causal, scale=call.scale)
         else:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=call.scale)
         out = out.transpose(1, 2)

@@ -9,7 +9,7 @@ from graphattn.graph.bits import BitGraph
 from graphattn.graph.check import waits_for_nothing
 from graphattn.graph.prepared import blocks_of
 from graphattn_kernels import backends as kernels
-from graphattn_kernels.block_attention.api import block_attention, select
+from graphattn_kernels.block_attention.api import attend_checked, select
 
 __all__ = ["Tiles"]
 
@@ -46,5 +46,6 @@ class Tiles(Backend):
     def run(self, call: Call) -> Result:
         layout = Layout(call.graph, call.q)
         q, k, v = (layout.fold(x) for x in (call.q, call.k, call.v))
-        out, lse = block_attention(blocks_of(call.graph), q, k, v, scale=call.scale, clamp=call.clamp, backend="triton")
+        scale = q.shape[-1] ** -0.5 if call.scale is None else float(call.scale)
+        out, lse = attend_checked(blocks_of(call.graph), q, k, v, scale, call.clamp)
         return Result(layout.unfold(out), layout.unfold(lse) if call.need_lse else None)

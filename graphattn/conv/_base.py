@@ -101,12 +101,16 @@ class AttentionConv(MessageAttention):
         """
         x_source, x_target, num_targets = self._nodes(x, size)
         edges = self._edges(edge_index, edge_attr, x_source.shape[0], num_targets)
+        return self._over(edges, x_source, x_target, num_targets, bool(return_attention_weights))
+
+    def _over(
+        self, edges: Edges, x_source: Tensor, x_target: Tensor | None, num_targets: int, need_weights: bool
+    ) -> Any:
+        """What :meth:`forward` returns, over edges that have been checked."""
         q, k, v = self._project(x_source, x_target, num_targets)
-        need_weights = bool(return_attention_weights)
         alpha: Tensor | None
         if self._observed:
-            options = self._score_options(edges, q)
-            out, alpha = self._send(edges.graph, q, k, v, options, self._edge_values(edges.attr))
+            out, alpha = self._attend_shown(edges, q, k, v)
         else:
             out, alpha = self._attend(edges, q, k, v, need_weights)
         out = self._combine(out.flatten(1) if self.concat else out.mean(1), x_target)
@@ -144,6 +148,10 @@ class AttentionConv(MessageAttention):
         """Heads ``[N_t, H, C]`` and, where needed, weights ``[E, H]``."""
         return self._fuse(edges.graph, q, k, v, self._score_options(edges, q), need_weights)
 
+    def _attend_shown(self, edges: Edges, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, message by message, for explainers and hooks."""
+        return self._send(edges.graph, q, k, v, self._score_options(edges, q), self._edge_values(edges.attr))
+
     def _score_options(self, edges: Edges, q: Tensor) -> dict[str, Any]:
         """Arguments of :func:`graphattn.attend` that shape the score."""
         raise NotImplementedError
@@ -167,17 +175,21 @@ class QueryKeyValueConv(AttentionConv):
     """Attention by dot products of projected queries and keys; arguments of :class:`AttentionConv`, and
 
     Args:
-        bias: Give the key, query and value projections a bias.
+        bias: Give the key, query, value and root projections a bias.
         edge_bias: Give the edge projection a bias.
+        root_weight: Add the projected features of the target itself to the output.
     """
 
-    def __init__(self, *args: Any, bias: bool, edge_bias: bool, **kwargs: Any) -> None:
+    lin_skip: Linear | None
+
+    def __init__(self, *args: Any, bias: bool, edge_bias: bool, root_weight: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         (source, target), width = self._in_pair, self.heads * self.out_channels
         self.lin_key = Linear(source, width, bias=bias)
         self.lin_query = Linear(target, width, bias=bias)
         self.lin_value = Linear(source, width, bias=bias)
         self.lin_edge = None if self.edge_dim is None else Linear(self.edge_dim, width, bias=edge_bias)
+        self.lin_skip = Linear(target, self._width, bias=bias) if root_weight else None
 
     @property
     def _node_widths(self) -> tuple[int, int]:
@@ -186,3 +198,6 @@ class QueryKeyValueConv(AttentionConv):
     def _project(self, x_source: Tensor, x_target: Tensor | None, num_targets: int) -> tuple[Tensor, Tensor, Tensor]:
         query = self._split(self.lin_query(x_target))
         return query, self._split(self.lin_key(x_source)), self._split(self.lin_value(x_source))
+
+    def _combine(self, out: Tensor, x_target: Tensor | None) -> Tensor:
+        return out if self.lin_skip is None else out + self.lin_skip(x_target)

@@ -88,11 +88,15 @@ class MessageAttention(MessagePassing):
     ) -> tuple[Tensor, Tensor]:
         """The same through PyG's hooks: every message is a tensor that one can see and mask."""
         alpha = edge_weights(graph, q, k, backend=self.backend, **options)
+        return self._show(graph, v, alpha, edge_value), alpha
+
+    def _show(self, graph: TokenGraph, v: Tensor, alpha: Tensor, edge_value: Tensor | None = None) -> Tensor:
+        """Heads ``[N_t, H, C]``, summed by PyG with the weights ``alpha [E, H]``."""
         edge_index, size = graph.edge_index, (graph.num_sources, graph.num_targets)
         if self.flow == "target_to_source":
             edge_index, size = edge_index.flip(0), size[::-1]
         kept = F.dropout(alpha, self.dropout, self.training)
-        return self.propagate(edge_index, size=size, value=v, alpha=kept, edge_value=edge_value), alpha
+        return self.propagate(edge_index, size=size, value=v, alpha=kept, edge_value=edge_value)
 
     def message(self, value_j: Tensor, alpha: Tensor, edge_value: Tensor | None) -> Tensor:
         """What each edge carries, ``[E, H, C]`` (see :class:`torch_geometric.nn.conv.MessagePassing`)."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from graphattn.conv._remembered import remembered
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph, patterns
+from graphattn.graph.csr import batch_ptr
 from graphattn.mechanisms import MECHANISMS, Mechanism
 from graphattn.optional import require
 
@@ -149,9 +150,7 @@ def _blocks(batch: Tensor) -> TokenGraph:
     on_host = not (batch.is_cuda or torch.compiler.is_compiling())
     if on_host and bool((batch.diff() < 0).any()):
         raise ArgumentError("batch must ascend (PyG's batches do); sort the nodes by their graph first")
-    num_graphs = int(batch[-1]) + 1 if batch.numel() else 0
-    ptr = torch.searchsorted(batch.contiguous(), torch.arange(num_graphs + 1, device=batch.device))
-    return patterns.blocks(ptr, num_tokens=batch.shape[0], validate=on_host)
+    return patterns.blocks(batch_ptr(batch), num_tokens=batch.shape[0], validate=on_host)
 
 
 def _mechanism(kind: Any, channels: int, heads: int, options: dict[str, Any]) -> Mechanism:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from graphattn.conv._base import QueryKeyValueConv
 from graphattn.conv._inputs import Edges
-from graphattn.conv._pyg import Linear
 from graphattn.errors import ArgumentError
 
 __all__ = ["GraphTransformerConv"]
@@ -96,11 +95,11 @@ class GraphTransformerConv(QueryKeyValueConv):
             edge_dim,
             bias=bias,
             edge_bias=bias,
+            root_weight=root_weight,
             backend=backend,
             **kwargs,
         )
         self.clamp = clamp
-        self.lin_skip = Linear(self._in_pair[1], self._width, bias=bias) if root_weight else None
         self.reset_parameters()
 
     def _score_options(self, edges: Edges, q: Tensor) -> dict[str, Any]:
@@ -109,6 +108,3 @@ class GraphTransformerConv(QueryKeyValueConv):
             assert self.lin_edge is not None
             gate = self._split(self.lin_edge(edges.attr))
         return {"clamp": self.clamp, "edge_gate": gate}
-
-    def _combine(self, out: Tensor, x_target: Tensor | None) -> Tensor:
-        return out if self.lin_skip is None else out + self.lin_skip(x_target)

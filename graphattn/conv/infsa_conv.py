@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from graphattn.attention import AttentionOutput
-from graphattn.conv._base import QueryKeyValueConv
-from graphattn.conv._members import with_members
-from graphattn.conv._pyg import Linear
+from graphattn.conv._inputs import Edges
+from graphattn.conv._members import MemberConv
 from graphattn.errors import ArgumentError
-from graphattn.graph import TokenGraph
-from graphattn.mechanisms.base import drop_seed
 from graphattn.mechanisms.infsa import infsa
 from graphattn.mechanisms.parts.infinite import Decay
 
 __all__ = ["InfSAConv"]
 
 
-class InfSAConv(QueryKeyValueConv):
+class InfSAConv(MemberConv):
     r"""Infinite self-attention from the `"Self-Attention And Beyond the Infinite: Towards Linear Transformers with
     Infinite Self-Attention" <https://arxiv.org/abs/2603.00175>`_ paper, on the edges of a graph.
 
@@ -109,14 +105,11 @@ class InfSAConv(QueryKeyValueConv):
             dropout,
             edge_dim,
             bias=bias,
-            edge_bias=False,
+            root_weight=root_weight,
             backend=backend,
             **kwargs,
         )
         self.hops, self.eps = hops, eps
-        if edge_dim is not None:
-            self.lin_edge = Linear(edge_dim, heads, bias=False)  # a number for each head
-        self.lin_skip = Linear(self._in_pair[1], self._width, bias=bias) if root_weight else None
         self.gamma = Decay(heads, gamma, learn_gamma)
         self.reset_parameters()
 
@@ -125,65 +118,11 @@ class InfSAConv(QueryKeyValueConv):
         super().reset_parameters()
         self.gamma.reset_parameters()
 
-    def forward(
-        self,
-        x: Tensor | tuple[Tensor, Tensor | None],
-        edge_index: Any,
-        edge_attr: Tensor | None = None,
-        return_attention_weights: bool | None = None,
-        size: tuple[int, int] | None = None,
-        batch: Tensor | tuple[Tensor, Tensor] | None = None,
-    ) -> Any:
-        """Walks of up to T hops from every target node against the direction of its in-edges.
-
-        Args:
-            x: See :meth:`AttentionConv.forward`.
-            edge_index: See :meth:`AttentionConv.forward`.
-            edge_attr: ``[E, edge_dim]``.
-            return_attention_weights: If true, return the weights of one hop, discount included, too.
-            size: The numbers of source and target nodes, checked against ``x`` where given.
-            batch: int64 ``[N]``, the graph of each node, ascending; a pair for sources and targets. Looked at once for
-                as long as it and ``edge_index`` live.
-
-        Returns:
-            ``[N_t, H * C]``, or ``[N_t, C]`` if the heads are averaged. With weights, ``(out, (edge_index, alpha))``.
-
-        Raises:
-            ArgumentError: If shapes or values do not fit.
-            ArgumentTypeError: If types or dtypes do not fit.
-        """
-        x_source, x_target, num_targets = self._nodes(x, size)
-        edges = self._edges(edge_index, edge_attr, x_source.shape[0], num_targets)
-        graph = edges.graph if batch is None else with_members(edges.graph, batch)
-        q, k, v = self._project(x_source, x_target, num_targets)
-        options: dict[str, Any] = {"hops": self.hops, "eps": self.eps, "backend": self.backend}
-        if edges.attr is not None:
-            assert self.lin_edge is not None
-            options["edge_bias"] = self.lin_edge(edges.attr)
-        alpha: Tensor | None
-        if self._observed:
-            out, alpha = self._show(graph, q, k, v, options)
-        else:
-            need = bool(return_attention_weights)
-            p, seed = drop_seed(self, self.dropout, v)
-            found = infsa(graph, q, k, v, self.gamma(), dropout_p=p, dropout_seed=seed, need_weights=need, **options)
-            out, alpha = (found.out, found.weights) if isinstance(found, AttentionOutput) else (found, None)
-        out = self._combine(out.flatten(1) if self.concat else out.mean(1), x_target)
-        return (out, (edges.edge_index, alpha)) if return_attention_weights else out
-
-    def _show(
-        self, graph: TokenGraph, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
-        """Message by message, for explainers and hooks."""
-        if self.hops != 1:
+    def _attend(
+        self, edges: Edges, q: Tensor, k: Tensor, v: Tensor, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        if self._observed and self.hops != 1:
             raise ArgumentError(f"an explainer or hook sees the messages of one hop, this layer has hops={self.hops}")
-        found = infsa(graph, q, k, v, self.gamma(), need_weights=True, **options)
-        assert isinstance(found, AttentionOutput) and found.weights is not None
-        edge_index, size = graph.edge_index, (graph.num_sources, graph.num_targets)
-        if self.flow == "target_to_source":
-            edge_index, size = edge_index.flip(0), size[::-1]
-        kept = F.dropout(found.weights, self.dropout, self.training)
-        return self.propagate(edge_index, size=size, value=v, alpha=kept, edge_value=None), found.weights
-
-    def _combine(self, out: Tensor, x_target: Tensor | None) -> Tensor:
-        return out if self.lin_skip is None else out + self.lin_skip(x_target)
+        options = {"hops": self.hops, "eps": self.eps, **self._options(v, need_weights)}
+        found = infsa(edges.graph, q, k, v, self.gamma(), edge_bias=self._edge_numbers(edges), **options)
+        return (found.out, found.weights) if isinstance(found, AttentionOutput) else (found, None)

@@ -5,23 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from graphattn.attention import AttentionOutput, attend
-from graphattn.conv._base import QueryKeyValueConv
-from graphattn.conv._members import with_members
-from graphattn.conv._pyg import Linear
-from graphattn.errors import ArgumentError
+from graphattn.conv._inputs import Edges
+from graphattn.conv._members import MemberConv
 from graphattn.graph import TokenGraph
-from graphattn.mechanisms.base import drop_seed
 from graphattn.mechanisms.parts.connectivity_predictor import ConnectivityPredictor
 from graphattn.mechanisms.parts.learned_choice import LearnedChoice, check_budget, products
 
 __all__ = ["SparsifinerConv"]
 
 
-class SparsifinerConv(QueryKeyValueConv, LearnedChoice):
+class SparsifinerConv(MemberConv, LearnedChoice):
     r"""A learned edge sampler: multi-head attention over the best in-edges of each node, after the
     `"Sparsifiner: Learning Sparse Instance-Dependent Attention for Efficient Vision Transformers"
     <https://arxiv.org/abs/2303.13755>`_ paper, on the edges of a graph.
@@ -34,7 +30,9 @@ class SparsifinerConv(QueryKeyValueConv, LearnedChoice):
     with :math:`\alpha` the softmax over :math:`\mathcal{M}(i)` of scaled dot products, for each head. The low-rank
     :math:`\mathbf{U} \mathbf{B}` comes from the features of the nodes, so it fits graphs of any size (the paper's has
     a learned row for each position of an image, and :math:`\mathbf{W}_1` and edge features are not in it). It costs
-    :math:`r` products for each edge, and attention :math:`d`.
+    :math:`r` products for each edge, and attention :math:`d`. The predictor summarises the nodes of a graph, so a batch
+    of graphs needs :obj:`batch`, or a :class:`~graphattn.TokenGraph` that knows its members; all nodes are one graph
+    otherwise.
 
     No gradient goes through the choice. The predictor learns from
     :func:`graphattn.mechanisms.reconstruction.reconstruct`, before the layer or along with it:
@@ -121,14 +119,11 @@ class SparsifinerConv(QueryKeyValueConv, LearnedChoice):
             dropout,
             edge_dim,
             bias=bias,
-            edge_bias=False,
+            root_weight=root_weight,
             backend=backend,
             **kwargs,
         )
         self.keep, self.keys, self.threshold, self.keep_self = keep, keys, threshold, keep_self
-        if edge_dim is not None:
-            self.lin_edge = Linear(edge_dim, heads, bias=False)  # a number for each head
-        self.lin_skip = Linear(self._in_pair[1], self._width, bias=bias) if root_weight else None
         self.predictor = ConnectivityPredictor(out_channels, heads, rank=rank, coefficients=coefficients)
         self.reset_parameters()
 
@@ -138,64 +133,11 @@ class SparsifinerConv(QueryKeyValueConv, LearnedChoice):
         assert self.predictor is not None
         self.predictor.reset_parameters()
 
-    def forward(
-        self,
-        x: Tensor | tuple[Tensor, Tensor | None],
-        edge_index: Any,
-        edge_attr: Tensor | None = None,
-        return_attention_weights: bool | None = None,
-        size: tuple[int, int] | None = None,
-        batch: Tensor | tuple[Tensor, Tensor] | None = None,
-    ) -> Any:
-        """Attention of every target node over the in-edges that are kept.
-
-        Args:
-            x: See :meth:`AttentionConv.forward`.
-            edge_index: See :meth:`AttentionConv.forward`.
-            edge_attr: ``[E, edge_dim]``.
-            return_attention_weights: If true, return the weights, too.
-            size: The numbers of source and target nodes, checked against ``x`` where given.
-            batch: int64 ``[N]``, the graph of each node, ascending; a pair for sources and targets. The predictor
-                summarises the nodes of a graph, and without it takes all for one.
-
-        Returns:
-            ``[N_t, H * C]``, or ``[N_t, C]`` if the heads are averaged. With weights, ``(out, (edge_index, alpha))``.
-
-        Raises:
-            ArgumentError: If shapes or values do not fit.
-            ArgumentTypeError: If types or dtypes do not fit.
-        """
-        x_source, x_target, num_targets = self._nodes(x, size)
-        edges = self._edges(edge_index, edge_attr, x_source.shape[0], num_targets)
-        graph = edges.graph if batch is None else with_members(edges.graph, batch)
-        if graph.leading:
-            raise ArgumentError(f"edge_index must hold candidates without leading dimensions, got {graph}")
-        q, k, v = self._project(x_source, x_target, num_targets)
-        self.look(graph, q, k)
-        bias = None
-        if edges.attr is not None:
-            assert self.lin_edge is not None
-            bias = self.lin_edge(edges.attr)
-        need = bool(return_attention_weights) or self._observed
-        out, alpha = self._over_kept(graph, q, k, v, bias, need)
-        if self._observed:
-            assert alpha is not None
-            out = self._show(graph, v, alpha)
-        out = self._combine(out.flatten(1) if self.concat else out.mean(1), x_target)
-        return (out, (edges.edge_index, alpha)) if return_attention_weights else out
-
-    def edge_ranking(self, graph: TokenGraph, q: Tensor, k: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """What ranks the candidates, ``[E, H]``."""
-        assert self.predictor is not None
-        with torch.no_grad():
-            return products(graph, *self.predictor(q, k, graph, select=True))
-
-    def _over_kept(
-        self, graph: TokenGraph, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, need: bool
+    def _attend(
+        self, edges: Edges, q: Tensor, k: Tensor, v: Tensor, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        p, seed = drop_seed(self, self.dropout, v)
-        options: dict[str, Any] = {"need_weights": need, "backend": self.backend}
-        options |= {"dropout_p": p, "dropout_seed": seed}
+        graph, bias, options = edges.graph, self._edge_numbers(edges), self._options(v, need_weights)
+        self.look(graph, q, k)
         if self.dense:
             found = attend(graph, q, k, v, edge_bias=bias, **options)
             return (found.out, found.weights) if isinstance(found, AttentionOutput) else (found, None)
@@ -209,15 +151,8 @@ class SparsifinerConv(QueryKeyValueConv, LearnedChoice):
         alpha = v.new_zeros(self.heads * graph.num_edges).index_put((numbers,), found.weights.view(-1))
         return found.out, alpha.view(self.heads, -1).T
 
-    def _show(self, graph: TokenGraph, v: Tensor, alpha: Tensor) -> Tensor:
-        """Message by message, for explainers and hooks."""
-        edge_index, size = graph.edge_index, (graph.num_sources, graph.num_targets)
-        if self.flow == "target_to_source":
-            edge_index, size = edge_index.flip(0), size[::-1]
-        kept = F.dropout(alpha, self.dropout, self.training)
-        layer: Any = self  # PyG's part of it is without types
-        return layer.propagate(edge_index, size=size, value=v, alpha=kept, edge_value=None)
-
-    def _combine(self, out: Tensor, x_target: Tensor | None) -> Tensor:
-        skip: Any = self.lin_skip
-        return out if skip is None else out + skip(x_target)
+    def edge_ranking(self, graph: TokenGraph, q: Tensor, k: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """What ranks the candidates, ``[E, H]``."""
+        assert self.predictor is not None
+        with torch.no_grad():
+            return products(graph, *self.predictor(q, k, graph, select=True))

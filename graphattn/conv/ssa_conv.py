@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
 from graphattn.graph.convert import as_token_graph
+from graphattn.graph.csr import batch_ptr
 from graphattn.mechanisms.ssa import Subsampled
 
 __all__ = ["SSAConv"]
@@ -105,5 +106,4 @@ def _ptr(batch: Tensor | None, count: int) -> Tensor | None:
         return None
     if batch.dtype != torch.int64 or batch.shape != (count,):
         raise ArgumentError(f"batch must be int64 [{count}], got {batch.dtype} {list(batch.shape)}")
-    graphs = int(batch[-1]) + 1 if count else 0
-    return torch.searchsorted(batch.contiguous(), torch.arange(graphs + 1, device=batch.device))
+    return batch_ptr(batch)

@@ -113,14 +113,13 @@ class TransformerConv(QueryKeyValueConv):
             edge_dim,
             bias=bias,
             edge_bias=False,
+            root_weight=True,  # made as in PyG, whether it is used or not
             backend=backend,
             **kwargs,
         )
         self.beta = beta and root_weight
         self.root_weight = root_weight
-        width = self._width
-        self.lin_skip = Linear(self._in_pair[1], width, bias=bias)
-        self.lin_beta = Linear(3 * width, 1, bias=False) if self.beta else None
+        self.lin_beta = Linear(3 * self._width, 1, bias=False) if self.beta else None
         self.reset_parameters()
 
     def _attend(
@@ -153,6 +152,7 @@ class TransformerConv(QueryKeyValueConv):
     def _combine(self, out: Tensor, x_target: Tensor | None) -> Tensor:
         if not self.root_weight:
             return out
+        assert self.lin_skip is not None
         skip = self.lin_skip(x_target)
         if self.lin_beta is None:
             return out + skip

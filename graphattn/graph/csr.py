@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Csc", "Csr", "batch_vector", "index_dtype", "rows", "sort_by_source", "sort_by_target"]
+__all__ = ["Csc", "Csr", "batch_ptr", "batch_vector", "index_dtype", "rows", "sort_by_source", "sort_by_target"]
 
 
 class Csr(NamedTuple):
@@ -70,3 +70,15 @@ def batch_vector(ptr: Tensor | None, size: int, device: torch.device) -> Tensor:
         return torch.zeros(size, dtype=torch.int64, device=device)
     members = torch.arange(ptr.shape[0] - 1, device=ptr.device)
     return torch.repeat_interleave(members, ptr.diff(), output_size=size)
+
+
+def batch_ptr(batch: Tensor, members: int | None = None) -> Tensor:
+    """int64 ``[M + 1]``: the first token of each member, from the member of each token.
+
+    Args:
+        batch: int64 ``[N]``, ascending.
+        members: M; ``None``: as the last token says, for which the device is waited for.
+    """
+    if members is None:
+        members = int(batch[-1]) + 1 if batch.numel() else 0
+    return torch.searchsorted(batch.contiguous(), torch.arange(members + 1, device=batch.device))

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from graphattn.graph.csr import Csr, index_dtype
+from graphattn.graph.grid_rule import columns_of
 from graphattn.graph.pattern import Pattern
-from graphattn.graph.rules import Device, columns_of
+from graphattn.graph.rules import Device
 
 __all__ = ["Neighbourhood"]
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import check
 from graphattn.graph.graph_window import GraphWindow, graph_window
+from graphattn.graph.grid_rule import Grid
 from graphattn.graph.neighbourhood import Neighbourhood
 from graphattn.graph.pattern import Difference, Intersection, Pattern, Transposed, Union
 from graphattn.graph.random_graphs import expander, random_regular
-from graphattn.graph.rules import Blocks, Causal, Complete, Device, Grid, Hubs, Prefix, Window
+from graphattn.graph.rules import Blocks, Causal, Complete, Device, Hubs, Prefix, Window
 
 __all__ = [
     "Blocks",

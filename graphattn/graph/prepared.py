@@ -10,11 +10,12 @@ from graphattn.graph.bits import BitGraph
 from graphattn.graph.block_mask import to_block_mask
 from graphattn.graph.check import waits_for_nothing
 from graphattn.graph.graph_window import GraphWindow
+from graphattn.graph.grid_rule import Grid
 from graphattn.graph.lists import ListGraph
 from graphattn.graph.neighbourhood import Neighbourhood
 from graphattn.graph.order import image_tiles
 from graphattn.graph.pattern import Pattern
-from graphattn.graph.rules import Causal, Complete, Grid
+from graphattn.graph.rules import Causal, Complete
 from graphattn.graph.tiles import DuplicateEdgesError
 from graphattn.graph.tiling import Order, make_blocks
 from graphattn.graph.token_graph import TokenGraph
@@ -48,6 +49,7 @@ _CELLS = 8  # side of the squares that the tokens of a grid are taken in
 
 def prepare(graph: TokenGraph, backend: str, block: int | tuple[int, int] | None, order: Order) -> None:
     """See :meth:`TokenGraph.prepare`."""
+    graph._chosen = None  # what is there now may serve better
     if backend == "tiles":
         graph._blocks = _make(graph, block, order)
         graph._tile_fill = math.inf  # whatever it is, tiles are wanted

@@ -53,6 +53,7 @@ class TokenGraph(Construction):
     _tile_fill: float | None = None
     _flex_mask: Any = None
     _has_duplicates: bool | None = None
+    _chosen: dict[Any, Any] | None = None  # see graphattn.backends.remembered
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -470,7 +471,7 @@ class TokenGraph(Construction):
         return f"{type(self).__name__}({', '.join(parts)}, device={str(self.device)!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("_structure", "_blocks", "_tile_fill", "_flex_mask")
+        derived = ("_structure", "_blocks", "_tile_fill", "_flex_mask", "_chosen")
         return {**self.__dict__, **dict.fromkeys(derived)}
 
     def _enumerate(self) -> Csr:

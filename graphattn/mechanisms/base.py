@@ -12,7 +12,7 @@ from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
 from graphattn.registry import Registry
 
-__all__ = ["MECHANISMS", "Mechanism", "Transform", "check_rows", "drop_seed", "head_width"]
+__all__ = ["MECHANISMS", "Mechanism", "Transform", "check_edge", "check_rows", "drop_seed", "head_width"]
 
 Transform = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """Queries, keys and values ``[..., N, H, D]`` to those that attention is computed with: rotated by their positions,
@@ -83,6 +83,14 @@ def check_rows(x: Tensor, graph: TokenGraph, width: int, transform: Transform | 
     tokens = graph.num_tokens if transform is None else graph.num_targets
     if x.dim() < 2 or x.shape[-1] != width or x.shape[-2] != tokens:
         raise ArgumentError(f"x must be [..., {tokens}, {width}], tokens and width, got {list(x.shape)}")
+
+
+def check_edge(edge: Tensor | None, layer: nn.Linear | None) -> None:
+    """Raise unless there are edge rows where the mechanism has a layer for them, and only there."""
+    if (edge is None) != (layer is None):
+        made = "without" if layer is None else f"with edge_width={layer.in_features}, so edge is needed;"
+        got = None if edge is None else list(edge.shape)
+        raise ArgumentError(f"this mechanism was made {made} edge rows, got edge={got}")
 
 
 def drop_seed(module: nn.Module, p: float, like: Tensor) -> tuple[float, Tensor | None]:

@@ -6,9 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
-from graphattn.mechanisms.base import Mechanism, Transform, check_rows, head_width
+from graphattn.mechanisms.base import Mechanism, Transform, check_edge, check_rows, head_width
 from graphattn.mechanisms.parts.gated_softmax import gated_softmax
 
 __all__ = ["EGTAttention"]
@@ -97,10 +96,7 @@ class EGTAttention(Mechanism):
             share: Probability with which each edge was drawn, a number or ``[E]``.
         """
         check_rows(x, graph, self.width, transform)
-        if (edge is None) != (self.edge is None):
-            made = "without" if self.edge is None else f"with edge_width={self.edge.in_features}, so edge is needed;"
-            got = None if edge is None else list(edge.shape)
-            raise ArgumentError(f"this mechanism was made {made} edge rows, got edge={got}")
+        check_edge(edge, self.edge)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head_width)).unbind(-3)
         if transform is not None:
             q, k, v = transform(q, k, v)

@@ -11,7 +11,7 @@ from graphattn.attention import AttentionOutput, attend, edge_weights
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
 from graphattn.graph.members import Members
-from graphattn.mechanisms.base import Transform, check_rows, drop_seed
+from graphattn.mechanisms.base import Transform, check_edge, check_rows, drop_seed
 from graphattn.mechanisms.parts.infinite import InfiniteAttention
 from graphattn.normalize import Frobenius
 from graphattn.propagate import Katz, Neumann, OneHop, Propagator
@@ -217,10 +217,7 @@ class InfSA(InfiniteAttention):
             transform: See :class:`~graphattn.mechanisms.Mechanism`.
         """
         check_rows(x, graph, self.width, transform)
-        if (edge is None) != (self.edge is None):
-            made = "without" if self.edge is None else f"with edge_width={self.edge.in_features}, so edge is needed;"
-            got = None if edge is None else list(edge.shape)
-            raise ArgumentError(f"this mechanism was made {made} edge rows, got edge={got}")
+        check_edge(edge, self.edge)
         if edge is not None and mask is not None:
             raise ArgumentError("mask and edge rows do not go together; leave masked tokens out of the graph")
         q, k, v = self._project(x, mask)

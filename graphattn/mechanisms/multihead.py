@@ -7,9 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graphattn.attention import attend
-from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
-from graphattn.mechanisms.base import Mechanism, Transform, check_rows, drop_seed, head_width
+from graphattn.mechanisms.base import Mechanism, Transform, check_edge, check_rows, drop_seed, head_width
 
 __all__ = ["MultiheadAttention"]
 
@@ -72,9 +71,7 @@ class MultiheadAttention(Mechanism):
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`Mechanism.forward`; the second result is ``None``."""
         check_rows(x, graph, self.width, transform)
-        if (edge is None) != (self.edge is None):
-            made = "without" if self.edge is None else f"with edge_width={self.edge.in_features}, so edge is needed;"
-            raise ArgumentError(f"this mechanism was made {made} edge rows, got edge={_shape(edge)}")
+        check_edge(edge, self.edge)
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.unflatten(-1, (3, self.heads, self.head_width)).unbind(-3)
         if transform is not None:
@@ -95,7 +92,3 @@ class MultiheadAttention(Mechanism):
     def extra_repr(self) -> str:
         """Shown by ``repr``."""
         return f"width={self.width}, heads={self.heads}"
-
-
-def _shape(edge: Tensor | None) -> str:
-    return "None" if edge is None else str(list(edge.shape))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from graphattn.attention import attend
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph, patterns
-from graphattn.mechanisms.base import Mechanism, check_rows, drop_seed, head_width
+from graphattn.mechanisms.base import Mechanism, check_edge, check_rows, drop_seed, head_width
 from graphattn.mechanisms.parts.connectivity_predictor import ConnectivityPredictor
 from graphattn.mechanisms.parts.fixed_scores import random_scores, window_scores
 from graphattn.mechanisms.parts.learned_choice import LearnedChoice, check_budget, is_complete, products
@@ -143,9 +143,7 @@ class Sparsifiner(Mechanism, LearnedChoice):
         check_rows(x, graph, self.width)
         if graph.leading:
             raise ArgumentError(f"graph must hold candidates without leading dimensions, got {graph}")
-        if (edge is None) != (self.edge is None):
-            made = "without" if self.edge is None else f"with edge_width={self.edge.in_features}, so edge is needed;"
-            raise ArgumentError(f"this mechanism was made {made} edge rows, got edge={_shape(edge)}")
+        check_edge(edge, self.edge)
         leading = x.shape[:-2]
         if len(leading) > 1:
             x = x.flatten(0, -3)
@@ -301,7 +299,3 @@ def _check(
         raise ArgumentError("threshold and select='block' do not go together: lists of keys have one length")
     if selector == "window" and grid is None:
         raise ArgumentError("selector='window' needs grid_size, the rows and columns of patches")
-
-
-def _shape(edge: Tensor | None) -> str:
-    return "None" if edge is None else str(list(edge.shape))

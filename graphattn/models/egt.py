@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
-from graphattn.models.inputs import complete_graphs, local_graph, member_ptr, needed
+from graphattn.models.encoders import add_encoding, check_choices, edge_encoder, edge_rows
+from graphattn.models.inputs import complete_graphs, local_graph, member_ptr
 from graphattn.models.parts import make_mechanism
-from graphattn.nn import POOLS, EGTBlock, Readout, RowEncoder, pool
+from graphattn.nn import EGTBlock, Readout, RowEncoder, pool
 
 __all__ = ["EGT"]
 
@@ -75,20 +76,14 @@ class EGT(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if (in_vocab is None) == (in_channels is None):
-            raise ArgumentError(f"give either in_vocab or in_channels, got {in_vocab} and {in_channels}")
-        if edge_vocab is not None and edge_channels is not None:
-            raise ArgumentError(f"give at most one of edge_vocab and edge_channels, got {edge_vocab}, {edge_channels}")
-        if readout != "node" and readout not in POOLS:
-            raise ArgumentError(f"readout must be 'node' or one of {POOLS}, got {readout!r}")
+        check_choices(in_vocab, in_channels, readout)
         if max_hops < 1:
             raise ArgumentError(f"max_hops must be 1 or more, got {max_hops}")
         self.readout, self.max_hops = readout, max_hops
         self.embed = RowEncoder(width, in_vocab, in_channels, "x")
         self.embed_pe = nn.Linear(pe_dim, width) if pe_dim else None
         self.embed_pair = nn.Embedding(max_hops + 2, edge_width)
-        has_edges = edge_vocab is not None or edge_channels is not None
-        self.embed_edge = RowEncoder(edge_width, edge_vocab, edge_channels, "edge_attr") if has_edges else None
+        self.embed_edge = edge_encoder(edge_width, edge_vocab, edge_channels)
         self.input_dropout = nn.Dropout(input_dropout)
         given = dict(mechanism_options or {})
         if mechanism == "ssa":
@@ -139,10 +134,7 @@ class EGT(nn.Module):
         Raises:
             ArgumentError: If an input that the model was made for is missing.
         """
-        h = self.embed(x)
-        if self.embed_pe is not None:
-            h = h + self.embed_pe(needed("pe", pe, x.shape[0]).to(self.embed_pe.weight.dtype))
-        h = self.input_dropout(h)
+        h = self.input_dropout(add_encoding(self.embed(x), self.embed_pe, pe))
         ptr = member_ptr(batch, num_graphs)
         pairs = complete_graphs(h, ptr, num_pairs)
         edge = self._pairs(pairs, local_graph(edge_index, x, ptr), edge_attr, hop_distance)
@@ -169,7 +161,5 @@ class EGT(nn.Module):
         elif hops.shape != (pairs.num_edges,):
             raise ArgumentError(f"hop_distance must be [{pairs.num_edges}], all pairs, got {list(hops.shape)}")
         rows = self.embed_pair(hops.clamp(max=self.max_hops + 1))
-        if self.embed_edge is None:
-            return rows
-        given = self.embed_edge(needed("edge_attr", edge_attr, source.shape[0]))
-        return rows.index_add(0, first[target] + source, given.to(rows.dtype))
+        given = edge_rows(self.embed_edge, edge_attr, source.shape[0])
+        return rows if given is None else rows.index_add(0, first[target] + source, given.to(rows.dtype))

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
-from graphattn.models.inputs import complete_graphs, local_graph, member_ptr, needed
+from graphattn.models.encoders import check_choices, edge_encoder, edge_rows
+from graphattn.models.inputs import complete_graphs, local_graph, member_ptr
 from graphattn.models.parts import ExphormerTokens, make_local, make_mechanism
-from graphattn.nn import POOLS, GPSBlock, NodeEncoder, Readout, RowEncoder, VirtualNode, pool
+from graphattn.nn import GPSBlock, NodeEncoder, Readout, VirtualNode, pool
 
 __all__ = ["GPS", "gps_molhiv", "gps_zinc"]
 
@@ -99,12 +100,7 @@ class GPS(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if (in_vocab is None) == (in_channels is None):
-            raise ArgumentError(f"give either in_vocab or in_channels, got {in_vocab} and {in_channels}")
-        if edge_vocab is not None and edge_channels is not None:
-            raise ArgumentError(f"give at most one of edge_vocab and edge_channels, got {edge_vocab}, {edge_channels}")
-        if readout != "node" and readout not in POOLS:
-            raise ArgumentError(f"readout must be 'node' or one of {POOLS}, got {readout!r}")
+        check_choices(in_vocab, in_channels, readout)
         if attention_on not in GRAPHS:
             raise ArgumentError(f"attention_on must be one of {GRAPHS}, got {attention_on!r}")
         wide = attention_on == "exphormer"
@@ -124,8 +120,8 @@ class GPS(nn.Module):
             pe_width=pe_width,
             pe_encoder=pe_encoder,
         )
-        edges = edge_vocab is not None or edge_channels is not None
-        self.embed_edge = RowEncoder(width, edge_vocab, edge_channels, "edge_attr", xavier=True) if edges else None
+        self.embed_edge = edge_encoder(width, edge_vocab, edge_channels, xavier=True)
+        edges = self.embed_edge is not None
         self.input_dropout = nn.Dropout(input_dropout)
         self.exphormer = ExphormerTokens(width, hubs, expander_degree) if wide else None
         self.virtual_row = nn.Parameter(torch.zeros(1, width)) if virtual_node else None
@@ -186,9 +182,7 @@ class GPS(nn.Module):
         num_graphs = 1 if ptr is None else ptr.shape[0] - 1
         graph = local_graph(edge_index, x, ptr)
         h = self.input_dropout(self.embed(x, rwse, pe, pe_eigenvalues))
-        edge = placed = None
-        if self.embed_edge is not None:
-            edge = self.embed_edge(needed("edge_attr", edge_attr, graph.num_edges))
+        edge, placed = edge_rows(self.embed_edge, edge_attr, graph.num_edges), None
         wide, wide_edge = graph, edge
         if self.exphormer is not None:
             h, graph, wide_edge, placed = self.exphormer(h, graph, edge, expander_index)

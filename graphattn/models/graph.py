@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
 from graphattn.graph.convert import as_token_graph
-from graphattn.models.inputs import needed
+from graphattn.models.encoders import add_encoding, check_choices, edge_encoder, edge_rows
 from graphattn.models.parts import make_mechanism
-from graphattn.nn import POOLS, Block, Readout, RowEncoder, pool
+from graphattn.nn import Block, Readout, RowEncoder, pool
+from graphattn.nn.encoders import needed
 
 __all__ = [
     "GraphTransformer",
@@ -80,18 +81,13 @@ class GraphTransformer(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if (in_vocab is None) == (in_channels is None):
-            raise ArgumentError(f"give either in_vocab or in_channels, got {in_vocab} and {in_channels}")
-        if sum((edge_vocab is not None, edge_channels is not None, constant_edges)) > 1:
+        check_choices(in_vocab, in_channels, readout)
+        if constant_edges and (edge_vocab is not None or edge_channels is not None):
             raise ArgumentError("give at most one of edge_vocab, edge_channels and constant_edges")
-        if readout != "node" and readout not in POOLS:
-            raise ArgumentError(f"readout must be 'node' or one of {POOLS}, got {readout!r}")
         self.readout = readout
         self.embed = RowEncoder(width, in_vocab, in_channels, "x")
-        edges = edge_vocab is not None or edge_channels is not None or constant_edges
-        self.embed_edge = (
-            RowEncoder(width, edge_vocab, 1 if constant_edges else edge_channels, "edge_attr") if edges else None
-        )
+        self.embed_edge = edge_encoder(width, edge_vocab, 1 if constant_edges else edge_channels)
+        edges = self.embed_edge is not None
         self.constant_edges = constant_edges
         self.embed_pe = nn.Linear(pe_dim, width) if pe_dim else None
         self.embed_wl = nn.Embedding(wl_vocab, width) if wl_vocab else None
@@ -156,21 +152,17 @@ class GraphTransformer(nn.Module):
 
     def encode_nodes(self, x: Tensor, pe: Tensor | None = None, wl: Tensor | None = None) -> Tensor:
         """Rows ``[N, width]`` before the first block; arguments as :meth:`forward`."""
-        h = self.embed(x)
-        if self.embed_pe is not None:
-            h = h + self.embed_pe(needed("pe", pe, x.shape[0]).to(self.embed_pe.weight.dtype))
+        h = add_encoding(self.embed(x), self.embed_pe, pe)
         if self.embed_wl is not None:
             h = h + self.embed_wl(needed("wl", wl, x.shape[0]))
         return self.input_dropout(h)
 
     def encode_edges(self, edge_attr: Tensor | None, num_edges: int) -> Tensor | None:
         """Rows ``[E, width]`` before the first block, ``None`` for a model without edge rows."""
-        if self.embed_edge is None:
-            return None
-        if self.constant_edges:
+        if self.constant_edges and self.embed_edge is not None:
             weight = next(self.embed_edge.parameters())
             edge_attr = torch.ones(num_edges, 1, device=weight.device, dtype=weight.dtype)
-        return self.embed_edge(needed("edge_attr", edge_attr, num_edges))
+        return edge_rows(self.embed_edge, edge_attr, num_edges)
 
 
 def graph_transformer_zinc(**options: Any) -> GraphTransformer:

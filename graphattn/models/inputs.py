@@ -7,25 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph, patterns
 from graphattn.graph.convert import as_token_graph
+from graphattn.graph.csr import batch_ptr
 
-__all__ = ["complete_graphs", "local_graph", "member_ptr", "needed"]
-
-
-def needed(name: str, value: Tensor | None, rows: int) -> Tensor:
-    """The value, if it is there and has ``rows`` rows.
-
-    Raises:
-        ArgumentError: Otherwise.
-    """
-    if value is None:
-        raise ArgumentError(f"{name} is needed by this model and was not given")
-    if value.shape[0] != rows:
-        what = "edge" if name == "edge_attr" else "node"
-        raise ArgumentError(f"{name} must have one row for each {what}, {rows}, got shape {list(value.shape)}")
-    return value
+__all__ = ["complete_graphs", "local_graph", "member_ptr"]
 
 
 def local_graph(edge_index: Any, x: Tensor, ptr: Tensor | None) -> TokenGraph:
@@ -52,8 +38,4 @@ def complete_graphs(x: Tensor, ptr: Tensor | None, num_pairs: int | None) -> Tok
 def member_ptr(batch: Tensor | None, num_graphs: int | None) -> Tensor | None:
     """``[B + 1]`` first node of each graph, from PyG's ``batch``; waits for the device where ``num_graphs`` is
     unknown."""
-    if batch is None:
-        return None
-    if num_graphs is None:
-        num_graphs = int(batch[-1]) + 1 if batch.numel() else 0
-    return torch.searchsorted(batch.contiguous(), torch.arange(num_graphs + 1, device=batch.device))
+    return None if batch is None else batch_ptr(batch, num_graphs)

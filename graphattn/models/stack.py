@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
 from graphattn.models.convs import ConvStep, make_conv
-from graphattn.models.inputs import local_graph, needed
+from graphattn.models.encoders import edge_encoder, edge_rows
+from graphattn.models.inputs import local_graph
 from graphattn.nn import RowEncoder, make_norm
 
 __all__ = ["ConvLayer", "ConvStack"]
@@ -106,18 +107,16 @@ class ConvStack(nn.Module):
             raise ArgumentError(f"give at most one of in_vocab and in_channels, got {in_vocab} and {in_channels}")
         if in_vocab is None and in_channels is None and num_nodes is None:
             raise ArgumentError("give in_channels, in_vocab or num_nodes, got none of them")
-        if edge_vocab is not None and edge_channels is not None:
-            raise ArgumentError(f"give at most one of edge_vocab and edge_channels, got {edge_vocab}, {edge_channels}")
-        features, edges = in_vocab or in_channels, edge_vocab or edge_channels
+        features = in_vocab or in_channels
         self.embed = RowEncoder(width, in_vocab, in_channels, "x", xavier=True) if features else None
         self.nodes = None if num_nodes is None else nn.Embedding(num_nodes, width)
         if self.nodes is not None:
             nn.init.xavier_uniform_(self.nodes.weight)
-        self.embed_edge = RowEncoder(width, edge_vocab, edge_channels, "edge_attr") if edges else None
+        self.embed_edge = edge_encoder(width, edge_vocab or None, edge_channels or None)  # 0 features are none
         self.input_dropout = nn.Dropout(input_dropout)
         shared: dict[str, Any] = {
             "heads": heads,
-            "edge_dim": width if edges else None,
+            "edge_dim": None if self.embed_edge is None else width,
             "dropout": attention_dropout,
             "options": conv_options,
         }
@@ -182,4 +181,4 @@ class ConvStack(nn.Module):
 
     def encode_edges(self, edge_attr: Tensor | None, num_edges: int) -> Tensor | None:
         """Rows ``[E, width]``, ``None`` for a model without edge rows."""
-        return None if self.embed_edge is None else self.embed_edge(needed("edge_attr", edge_attr, num_edges))
+        return edge_rows(self.embed_edge, edge_attr, num_edges)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from graphattn.errors import ArgumentError
 from graphattn.nn.norm import make_norm
 
-__all__ = ["LaplacianEncoder", "NodeEncoder", "RowEncoder", "WalkEncoder"]
+__all__ = ["LaplacianEncoder", "NodeEncoder", "RowEncoder", "WalkEncoder", "needed"]
 
 
 class RowEncoder(nn.Module):
@@ -169,16 +169,30 @@ class NodeEncoder(nn.Module):
         """``[N, width]`` rows."""
         parts = [self.features(x)]
         if self.rwse is not None:
-            parts.append(self.rwse(self._encoding("rwse", rwse, x.shape[0], self.rwse_dim)))
+            parts.append(self.rwse(needed("rwse", rwse, x.shape[0], self.rwse_dim)))
         if self.pe is not None:
-            pe = self._encoding("pe", pe, x.shape[0], self.pe_dim).to(parts[0].dtype)
+            pe = needed("pe", pe, x.shape[0], self.pe_dim).to(parts[0].dtype)
             parts.append(self.pe(pe) if isinstance(self.pe, nn.Linear) else self.pe(pe, eigenvalues))
         return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
 
-    @staticmethod
-    def _encoding(name: str, value: Tensor | None, rows: int, columns: int | None) -> Tensor:
-        if value is None:
-            raise ArgumentError(f"{name} is needed by this model and was not given")
-        if value.shape != (rows, columns):
-            raise ArgumentError(f"{name} must be [{rows}, {columns}], a row for each node, got {list(value.shape)}")
-        return value
+
+def needed(name: str, value: Tensor | None, rows: int, columns: int | None = None) -> Tensor:
+    """An input that a model was made for, if it is there and fits.
+
+    Args:
+        name: Of the input, for error texts.
+        value: The input.
+        rows: One for each node, or for each edge.
+        columns: How many it has; ``None``: whoever reads it checks that.
+
+    Raises:
+        ArgumentError: If it is missing, or of another shape.
+    """
+    if value is None:
+        raise ArgumentError(f"{name} is needed by this model and was not given")
+    what = "edge" if name == "edge_attr" else "node"
+    if columns is not None and value.shape != (rows, columns):
+        raise ArgumentError(f"{name} must be [{rows}, {columns}], a row for each {what}, got {list(value.shape)}")
+    if value.shape[0] != rows:
+        raise ArgumentError(f"{name} must have one row for each {what}, {rows}, got shape {list(value.shape)}")
+    return value

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from graphattn.errors import ArgumentError
+from graphattn.graph.csr import batch_ptr
 from graphattn_kernels import Structure, View, segment_sum, spread
 
 __all__ = ["POOLS", "pool", "unpool"]
@@ -70,6 +71,6 @@ def unpool(rows: Tensor, batch: Tensor | None, num_tokens: int) -> Tensor:
 
 def _members(batch: Tensor, num_graphs: int) -> Structure:
     """The membership graph: tokens are sources, graphs are targets, one edge for each token."""
-    ptr = torch.searchsorted(batch.contiguous(), torch.arange(num_graphs + 1, device=batch.device))
+    ptr = batch_ptr(batch, num_graphs)
     tokens = torch.arange(batch.shape[0] + 1, device=batch.device)
     return Structure(View(ptr, tokens[:-1], batch, None), View(tokens, batch, tokens[:-1], None))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +14,89 @@ from torch_geometric.data import Batch
 
 from graphattn.errors import ConfigError
 from graphattn.nn.norm import BatchNorm, real_rows
-from graphattn.training.padding import PaddedBatch, Sizes, room_for, sizes_of
+from graphattn.training.padding import PaddedBatch, Sizes, TensorBatch, room_for, sizes_of
 
-__all__ = ["CapturedSteps", "Step"]
+__all__ = ["CapturedSteps", "Recording", "Step", "make_eager"]
 
 WARM_UP = 2  # eager steps before a capture: kernels are compiled, libraries make their workspaces
 
+T = TypeVar("T")
+
 
 class Step(NamedTuple):
-    """What a step leaves behind; rows that were filled up are gone."""
+    """What a step leaves behind; rows that were filled up are gone. No prediction: there is nothing to measure."""
 
     loss: Tensor
-    prediction: Tensor
+    prediction: Tensor | None
     target: Tensor
+
+
+class Recording(Generic[T]):
+    """A training step that reads and writes tensors which stay where they are: run a few times, then recorded as a CUDA
+    graph, then replayed. On the CPU it runs each time.
+
+    Args:
+        run: The step, optimizer's part included; what it returns is written over by the next call.
+        optimizer: Its optimizer, one that can be part of a CUDA graph.
+        device: Where the step runs.
+    """
+
+    def __init__(self, run: Callable[[], T], optimizer: Optimizer, device: torch.device | str) -> None:
+        self.run, self.optimizer, self.device = run, optimizer, torch.device(device)
+        self._eager = WARM_UP
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._found: T | None = None
+
+    def __call__(self) -> T:
+        """One step, as autocast of the caller says."""
+        if self.device.type != "cuda":
+            return self.run()
+        if self._graph is None:
+            # Autocast keeps what it cast; kept over from an eager step, a graph would read weights that nobody casts
+            # anew.
+            with _uncached_autocast():
+                if self._eager > 0:
+                    self._eager -= 1
+                    return self._warm_up()
+                self._graph = self._record()
+        self._graph.replay()
+        assert self._found is not None
+        return self._found
+
+    def forget(self) -> None:
+        """Record anew, since something that the step depends on is another; kernels may have to be compiled first."""
+        self._graph = self._found = None
+        self._eager = max(self._eager, 1)
+
+    def _record(self) -> torch.cuda.CUDAGraph:
+        self.optimizer.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._found = self.run()
+        except RuntimeError as error:
+            why = str(error).splitlines()[0]
+            raise ConfigError(f"this step cannot be part of a CUDA graph ({why}): set capture to false") from error
+        return graph
+
+    def _warm_up(self) -> T:
+        _make_capturable(self.optimizer, self.device)
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            found = self.run()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        return found
 
 
 class CapturedSteps:
     """A training step of a task on batches of one size, replayed as one CUDA graph.
 
-    Steps on batches of small graphs launch over a thousand kernels of microseconds each, and the host cannot keep up.
-    Here every batch is filled up to one size with graphs that nobody reads, which batch norms and losses leave out, so
-    that the kernels of one step can be recorded and launched together. A batch that does not fit makes a larger size,
-    and a new recording. On the CPU the same steps run one by one.
+    Small steps launch over a thousand kernels of microseconds each, and the host cannot keep up. Here the kernels of
+    one step are recorded and launched together, which needs batches of one size. Batches of graphs are filled up to it
+    with graphs that nobody reads, which batch norms and losses leave out; one that does not fit makes a larger size,
+    and a new recording. Of images, texts and other tensors, a smaller batch (the last of an epoch) runs without a
+    recording. On the CPU the same steps run one by one.
 
     Args:
         task: A :class:`~graphattn.training.GraphTask`.
@@ -48,81 +109,76 @@ class CapturedSteps:
     """
 
     def __init__(self, task: Any, optimizer: Optimizer, clip: float | None = None) -> None:
-        _check_norms(task.model)
         self.task, self.optimizer, self.clip = task, optimizer, clip
-        self._place: PaddedBatch | None = None
-        self._eager = WARM_UP
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._found: Step | None = None
+        self._place: PaddedBatch | TensorBatch | None = None
+        self._recording: Recording[Step] | None = None
+        self._key: Hashable = None
         self._pairs = _asks_for_pairs(task.model)
         self._largest: Sizes | None = None
 
-    def __call__(self, batch: Batch) -> Step:
+    def __call__(self, batch: Any) -> Step:
         """One step of the optimiser on a batch, as autocast of the caller says."""
+        if isinstance(batch, Mapping) and self._is_odd(batch):
+            found = self._step(batch)
+            return found._replace(loss=found.loss.detach())
         place = self._room(batch)
         place.fill(batch)
-        if batch.edge_index.is_cuda:
-            self._run_on_device(place)
-        else:
-            self._found = self._step(place)
-        assert self._found is not None
-        real = {place.room.nodes: place.real.nodes, place.room.graphs: place.real.graphs}
-        rows = real[self._found.prediction.shape[0]]
+        key = self.task.recording_key()
+        if self._recording is None:
+            self._recording = Recording(self._step_in_place, self.optimizer, place.device)
+        elif key != self._key:
+            self._recording.forget()
+        self._key = key
+        found = self._recording()
         # Copies: the next step writes into the same memory.
-        return Step(self._found.loss.clone(), self._found.prediction[:rows].clone(), self._found.target[:rows].clone())
+        loss, target = found.loss.detach().clone(), place.real_rows(found.target).clone()
+        prediction = None if found.prediction is None else place.real_rows(found.prediction.detach()).clone()
+        return Step(loss, prediction, target)
 
-    def _room(self, batch: Batch) -> PaddedBatch:
-        sizes = sizes_of(batch, self._pairs)
-        if self._place is None or not self._place.room.holds(sizes):
-            if self._largest is not None:
-                sizes = sizes.joined(self._largest)
-            self._largest = sizes
-            room = room_for(sizes)
-            self._graph = self._found = None
-            self._eager = max(self._eager, 1)  # kernels of other sizes may have to be compiled, too
-            self._place = PaddedBatch(batch, room)
-            if not room.holds(sizes_of(batch, self._pairs)):
-                raise ConfigError(f"a batch of {sizes} cannot be filled up to {room}: set capture to false")
-        return self._place
+    def _is_odd(self, batch: Mapping[str, Any]) -> bool:
+        """Whether a batch is smaller than those that are recorded."""
+        return isinstance(self._place, TensorBatch) and self._place.is_larger_than(batch)
 
-    def _step(self, place: PaddedBatch) -> Step:
+    def _room(self, batch: Any) -> PaddedBatch | TensorBatch:
+        place: PaddedBatch | TensorBatch
+        if isinstance(batch, Mapping):
+            if isinstance(self._place, TensorBatch) and self._place.holds(batch):
+                return self._place
+            place = TensorBatch(batch)
+        else:
+            sizes = sizes_of(batch, self._pairs)
+            if isinstance(self._place, PaddedBatch) and self._place.room.holds(sizes):
+                return self._place
+            place = self._larger_room(batch, sizes)
+        self._place = place
+        if self._recording is not None:
+            self._recording.forget()
+        return place
+
+    def _larger_room(self, batch: Batch, sizes: Sizes) -> PaddedBatch:
+        _check_norms(self.task.model)
+        if self._largest is not None:
+            sizes = sizes.joined(self._largest)
+        self._largest = sizes
+        room = room_for(sizes)
+        if not room.holds(sizes_of(batch, self._pairs)):
+            raise ConfigError(f"a batch of {sizes} cannot be filled up to {room}: set capture to false")
+        return PaddedBatch(batch, room)
+
+    def _step_in_place(self) -> Step:
+        assert self._place is not None
+        with real_rows(self._place.counts):
+            return self._step(self._place.ready())
+
+    def _step(self, batch: Any) -> Step:
         task = self.task
-        with real_rows(place.counts):
-            batch = place.ready()
-            prediction, target = task.rows(task(batch).float(), batch, "train")
-            if prediction.shape[0] not in (place.room.nodes, place.room.graphs):
-                raise ConfigError(
-                    f"capture needs a prediction for each node or graph of a batch, got {list(prediction.shape)}"
-                )
-            loss = task.loss(prediction, target)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+        found: Step = task.compute(batch, "train")
+        self.optimizer.zero_grad(set_to_none=True)
+        found.loss.backward()
         if self.clip:
             nn.utils.clip_grad_norm_(task.parameters(), self.clip)
         self.optimizer.step()
-        return Step(loss.detach(), prediction.detach(), target)
-
-    def _run_on_device(self, place: PaddedBatch) -> None:
-        if self._graph is not None:
-            self._graph.replay()
-            return
-        # Autocast keeps what it cast; kept over from an eager step, a graph would read weights that nobody casts anew.
-        with _uncached_autocast():
-            if self._eager > 0:
-                self._eager -= 1
-                _make_capturable(self.optimizer, place.batch.x.device)
-                stream = torch.cuda.Stream()
-                stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(stream):
-                    self._found = self._step(place)
-                torch.cuda.current_stream().wait_stream(stream)
-                return
-            self.optimizer.zero_grad(set_to_none=True)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._found = self._step(place)
-        self._graph = graph
-        graph.replay()
+        return found
 
 
 def _make_capturable(optimizer: Optimizer, device: torch.device) -> None:
@@ -138,6 +194,14 @@ def _make_capturable(optimizer: Optimizer, device: torch.device) -> None:
     for state in optimizer.state.values():  # of a run that goes on
         if isinstance(state.get("step"), Tensor):
             state["step"] = state["step"].to(device)
+
+
+def make_eager(optimizer: Optimizer) -> None:
+    """Undo on the CPU, where torch refuses it, what recorded steps of an earlier part of a run left in its state."""
+    for group in optimizer.param_groups:
+        if group.get("capturable"):
+            group["capturable"] = False
+            group["lr"] = float(group["lr"])
 
 
 def _asks_for_pairs(model: nn.Module) -> bool:

@@ -1,9 +1,10 @@
-"""Batches of graphs filled up to one size, so that a training step can be one CUDA graph."""
+"""Batches in tensors that stay where they are, graphs filled up to one size, so that a step can be one CUDA graph."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch_geometric.data import Batch
 
 from graphattn.errors import ConfigError
 
-__all__ = ["IGNORED", "PaddedBatch", "Sizes", "room_for", "sizes_of"]
+__all__ = ["IGNORED", "PaddedBatch", "Sizes", "TensorBatch", "room_for", "sizes_of"]
 
 IGNORED = -100  # as torch.nn.functional.cross_entropy has it
 
@@ -157,6 +158,22 @@ class PaddedBatch:
         self.batch.edge_index = torch.where(real, self.edge_index, self._loops)
         return self.batch
 
+    @property
+    def device(self) -> torch.device:
+        """Where the batch is."""
+        return self.edge_index.device
+
+    def real_rows(self, x: Tensor) -> Tensor:
+        """Of a tensor with a row for each node or graph, those that were not filled up.
+
+        Raises:
+            ConfigError: If it has other rows.
+        """
+        real = {self.room.nodes: self.real.nodes, self.room.graphs: self.real.graphs}
+        if x.shape[0] not in real:
+            raise ConfigError(f"capture needs a prediction for each node or graph of a batch, got {list(x.shape)}")
+        return x[: real[x.shape[0]]]
+
     def _copy_to_device(self, each: NDArray[np.int64], sizes: Sizes) -> None:
         room = self.room
         spare = room.nodes - sizes.nodes
@@ -170,6 +187,59 @@ class PaddedBatch:
         parts = ([0], np.cumsum(members), np.repeat(np.arange(room.graphs), members), loops, counts)
         whole = torch.from_numpy(np.concatenate(parts))
         self._host.copy_(whole.pin_memory() if self._host.is_cuda else whole, non_blocking=True)
+
+
+class TensorBatch:
+    """A batch of named tensors (images and labels, say) in tensors that stay where they are.
+
+    Args:
+        like: A batch of the size of all. What is no tensor in it does not reach a recorded step.
+
+    Raises:
+        ConfigError: If there is no tensor in it.
+    """
+
+    def __init__(self, like: Mapping[str, Any]) -> None:
+        self.tensors = {key: torch.empty_like(value) for key, value in like.items() if isinstance(value, Tensor)}
+        if not self.tensors:
+            raise ConfigError(f"capture needs batches of graphs or of named tensors, got {sorted(like)}")
+        self.counts: dict[int, Tensor] = {}  # of rows that are filled up: none
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batch is."""
+        return next(iter(self.tensors.values())).device
+
+    def holds(self, batch: Mapping[str, Any]) -> bool:
+        """Whether another batch has the same tensors in the same shapes."""
+        return self._rows(batch) == self._rows(self.tensors)
+
+    def is_larger_than(self, batch: Mapping[str, Any]) -> bool:
+        """Whether another batch is alike, but of fewer rows."""
+        mine, theirs = self._rows(self.tensors), self._rows(batch)
+        alike = {key: mine[key][1:] for key in mine} == {key: theirs[key][1:] for key in theirs}
+        return alike and all(theirs[key][0] < mine[key][0] for key in mine)
+
+    def fill(self, batch: Mapping[str, Any]) -> None:
+        """Take over a batch."""
+        for key, kept in self.tensors.items():
+            kept.copy_(batch[key], non_blocking=True)
+
+    def ready(self) -> dict[str, Tensor]:
+        """The batch as a model takes it."""
+        return dict(self.tensors)
+
+    def real_rows(self, x: Tensor) -> Tensor:
+        """All rows."""
+        return x
+
+    @staticmethod
+    def _rows(batch: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+        return {
+            key: (x.shape[0] if x.dim() else 0, x.shape[1:], x.dtype)
+            for key, x in batch.items()
+            if isinstance(x, Tensor)
+        }
 
 
 def filling(nodes: int, pairs: int) -> list[int] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from torch_geometric.transforms import BaseTransform
 from torchmetrics import Metric
 
 from graphattn.errors import CheckpointError, ConfigError
-from graphattn.training.captured import CapturedSteps
+from graphattn.mechanisms import Subsampled
+from graphattn.training.captured import CapturedSteps, Step, make_eager
 from graphattn.training.inputs import call_model, num_rows
 from graphattn.training.layerwise import layerwise_inference
 from graphattn.training.metrics import WeightedMean
@@ -43,9 +44,8 @@ class GraphTask(LightningModule):
             Laplacian encodings, say).
         stop_lr: Training ends once the learning rate falls below this; 0 never.
         capture: On CUDA, run each training step as one CUDA graph
-            (:class:`~graphattn.training.captured.CapturedSteps`): several times faster for batches of small graphs,
-            whose eager steps wait for the host. For one device, batches of graphs, and losses that leave NaN or -100
-            out.
+            (:class:`~graphattn.training.captured.CapturedSteps`): several times faster for small steps, which wait
+            for the host otherwise. For one device; batches of graphs need losses that leave NaN or -100 out.
     """
 
     metric: str  # the metric that results are reported in and the best checkpoint is chosen by
@@ -127,17 +127,26 @@ class GraphTask(LightningModule):
         output = self(batch).float().cpu()
         return output[: batch.batch_size] if "batch_size" in batch else output
 
-    def _step(self, batch: Any, stage: str) -> Tensor:
+    def compute(self, batch: Any, stage: str) -> Step:
+        """Loss, predictions that count and their targets. In training it may be recorded: it waits for no value."""
         # Losses and metrics in float32 also where autocast made the output half.
         prediction, target = self.rows(self(batch).float(), batch, stage)
-        return self._record(stage, self.loss(prediction, target), prediction, target)
+        return Step(self.loss(prediction, target), prediction, target)
 
-    def _record(self, stage: str, loss: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
+    def recording_key(self) -> Hashable:
+        """What a recorded step depends on beside its batch; steps are recorded anew when it changes."""
+        return tuple(module.setting for module in self.modules() if isinstance(module, Subsampled))
+
+    def _step(self, batch: Any, stage: str) -> Tensor:
+        return self._record(stage, *self.compute(batch, stage))
+
+    def _record(self, stage: str, loss: Tensor, prediction: Tensor | None, target: Tensor) -> Tensor:
         self._log_loss(stage, loss, target)
         shared = {"batch_size": num_rows(target), "on_step": False, "on_epoch": True}
-        for name, metric in self.get_submodule(f"{stage}_metrics").items():
-            metric.update(prediction.detach(), target)
-            self.log(f"{stage}/{name}", metric, prog_bar=stage == "val" and name == self.metric, **shared)
+        if prediction is not None:
+            for name, metric in self.get_submodule(f"{stage}_metrics").items():
+                metric.update(prediction.detach(), target)
+                self.log(f"{stage}/{name}", metric, prog_bar=stage == "val" and name == self.metric, **shared)
         return self._weighed(loss, target) if stage == "train" else loss
 
     def _log_loss(self, stage: str, loss: Tensor, target: Tensor) -> None:
@@ -177,6 +186,12 @@ class GraphTask(LightningModule):
             raise ConfigError(f"capture runs a whole step as one CUDA graph, without {asked}: set capture to false")
         optimizer = self.optimizers(use_pl_optimizer=False)
         self._captured = CapturedSteps(self, optimizer, trainer.gradient_clip_val)  # type: ignore[arg-type]
+
+    def on_train_start(self) -> None:
+        """Let a run with captured steps go on where there are none."""
+        if self.device.type == "cpu":
+            for optimizer in self.trainer.optimizers:
+                make_eager(optimizer)
 
     # A captured step has done what Lightning is about to do.
 

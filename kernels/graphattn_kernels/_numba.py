@@ -26,7 +26,7 @@ from torch import Tensor
 
 from graphattn_kernels.structure import View
 
-__all__ = ["Array", "Parts", "compiled", "empty", "exp", "inlined", "prefetch", "run", "share"]
+__all__ = ["Array", "Parts", "compiled", "empty", "exp", "inlined", "prefetch", "run", "run_rows", "share"]
 
 # Edges. Longer rows (hubs) are cut, always at the same places: one row does not keep all threads but one waiting, and
 # a sum of sums rounds less than one long sum.
@@ -230,6 +230,16 @@ def _run_ranges(kernel: Any, rows: Array, begin: Array, end: Array, width: int, 
     marks = np.linspace(int(begin[0]), int(end[-1]), threads * _PIECES + 1)[1:-1]
     cuts = [0, *np.unique(np.searchsorted(begin, marks)).tolist(), runs]
     share(lambda first, last: kernel(first, last, _LONGEST, rows, begin, end, *arguments), cuts, threads)
+
+
+def run_rows(kernel: Any, rows: int, width: int, *arguments: Any) -> None:
+    """Call ``kernel(first, last, *arguments)`` on ranges of rows with ``width`` numbers each, by several threads."""
+    threads = torch.get_num_threads()
+    if threads == 1 or rows * width < _SERIAL:
+        kernel(0, rows, *arguments)
+        return
+    cuts = np.linspace(0, rows, threads * _PIECES + 1).astype(int).tolist()
+    share(lambda first, last: kernel(first, last, *arguments), cuts, threads)
 
 
 class Parts:

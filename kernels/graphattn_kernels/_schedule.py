@@ -135,11 +135,13 @@ _schedules: dict[int, tuple[weakref.ref[Tensor], _Entry]] = {}
 def schedule_of(view: View) -> Schedule:
     """The schedule of a view, made once."""
     ptr = view.ptr
-    known = _schedules.get(id(ptr))
+    known, chunk = _schedules.get(id(ptr)), chunk_size(view.num_edges)
+    found = known[1] if known is not None and known[0]() is ptr and known[1].chunk == chunk else None
+    if found is not None and found.count is None:
+        return found.schedule
     capturing = ptr.is_cuda and torch.cuda.is_current_stream_capturing()
-    if known is not None and known[0]() is ptr and known[1].chunk == chunk_size(view.num_edges):
-        return known[1].schedule if capturing else known[1].latest()
-    chunk = chunk_size(view.num_edges)
+    if found is not None:
+        return found.schedule if capturing else found.latest()
     schedule = make_schedule(ptr, view.num_edges, chunk)
     if capturing:  # its memory belongs to the CUDA graph, so nobody else may use it
         return schedule

@@ -134,11 +134,11 @@ def test_patterns_are_not_listed(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     """By any backend that does not walk along edges, nor by the choice between them."""
     seen: list[Any] = []
 
-    def serve(blocks: Any, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    def serve(blocks: Any, q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
         seen.append(blocks)
         return v.new_zeros(*q.shape[:-1], v.shape[-1]), v.new_zeros(q.shape[:-1])
 
-    monkeypatch.setattr(tiles, "block_attention", serve)  # the interpreter is not asked here
+    monkeypatch.setattr(tiles, "attend_checked", serve)  # the interpreter is not asked here
     make, lead = GRAPHS[name]
     graph = make()
     q, k = (torch.randn(*lead, size, H, D) for size in (graph.num_targets, graph.num_sources))

@@ -75,6 +75,14 @@ def test_class_weights_are_the_share_of_the_others_and_zero_for_absent_classes()
     assert weights.tolist() == [0.25, 0.75, 0.0]
 
 
+def test_class_weights_leave_out_nodes_without_a_label_where_nobody_looks_at_them():
+    y = torch.tensor([-100, 0, 0, -100, 0, 1])
+    assert sbm_class_weights(y, 3, validate=False).tolist() == [0.25, 0.75, 0.0]
+    assert sbm_class_weights(y[:1], 3, validate=False).tolist() == [0.0, 0.0, 0.0]
+    with pytest.raises(ArgumentError, match="y must lie in 0..2"):
+        sbm_class_weights(y, 3)
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -216,6 +216,30 @@ def test_dense_is_the_reference(leading: str, blocks: int, whole: bool) -> None:
             assert (results[0][2][unread] == 0).all()  # what no list names has no gradient
 
 
+def test_dense_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries of a block in parts, each with its own gradients of k and v, which are added."""
+    monkeypatch.setattr(gather, "_PROGRAMS", {"cpu": 64, "cuda": 64})
+    monkeypatch.setattr(gather, "_QUERIES", 4)
+    asked = []
+    monkeypatch.setattr(gather, "_parts", lambda *x, f=gather._parts: asked.append(f(*x)) or asked[-1])
+    index = torch.randperm(12, generator=torch.Generator().manual_seed(0)).view(1, 2, 6)
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(1)).int()[None]
+    for target in (None, order):
+        moved = (None if x is None else x.to(DEVICE) for x in (index, None, target))
+        lists = SourceLists(*moved, 32, 12, 16, "", False, False, True)  # type: ignore[arg-type]
+        given = [x.requires_grad_() for x in tokens(lists)]
+        results = []
+        for backend in ("dense", "reference"):
+            out, _ = list_attention(lists, *given, need_lse=False, backend=backend)
+            results.append((out, *torch.autograd.grad(out.sin().sum(), given)))
+        for mine, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(mine, theirs)
+    assert asked == [4, 4]  # no part has fewer than 4 of the 16 queries
+    with torch.no_grad():
+        list_attention(lists, *given, need_lse=False, backend="dense")
+    assert len(asked) == 2  # without a gradient there is nothing to fill
+
+
 # --- arguments ------------------------------------------------------------------------------------------------
 
 

@@ -352,7 +352,7 @@ def run(edges):
 
 run(10)
 from graphattn_kernels.csr_attention.impl.numba import passes
-made = passes.forward, passes.backward_targets, passes.backward_sources
+made = passes.forward, passes.prepare, passes.backward_sources, passes.backward_targets
 print(sum(sum(f.stats.cache_misses.values()) for f in made))
 print(run(400_000) * (1 if sys.platform == "darwin" else 1024))
 """

@@ -12,6 +12,7 @@ from graphattn_kernels import select_bits, select_lists
 from graphattn_kernels.bits import _cut_implementation, pack, to_blocks, unpack
 from graphattn_kernels.blocks import to_mask
 from graphattn_kernels.errors import ArgumentError, ArgumentTypeError
+from graphattn_kernels.select_sources import order_sources
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -79,6 +80,42 @@ def test_triton_is_the_definition(sources: int, dtype: torch.dtype) -> None:
     assert torch.equal(*(select_bits(x, at=0.5, backend=b) for b in ("triton", "reference")))
 
 
+def ordering_cases(sources: int) -> torch.Tensor:
+    x = torch.randn(3, sources, generator=torch.Generator().manual_seed(0))
+    x[1] = x[1].round()  # many ties
+    x[2, ::3], x[2, 1::3], x[2, 2::5], x[2, 4::7] = INF, -INF, NAN, -0.0
+    return x.to(DEVICE)
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not TRITON, reason="needs triton, CUDA or TRITON_INTERPRET=1")
+@pytest.mark.parametrize("sources", [1, 33, 200])
+def test_order_by_counting_is_a_stable_sort(sources: int) -> None:
+    from graphattn_kernels.select_sources.ops import order_sources
+
+    x = ordering_cases(sources)
+    assert torch.equal(order_sources(x), x.argsort(dim=1, stable=True))
+    half = x.bfloat16()
+    assert torch.equal(order_sources(half), half.argsort(dim=1, stable=True))
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not TRITON, reason="needs triton, CUDA or TRITON_INTERPRET=1")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_search_ends_whatever_the_distribution(dtype: torch.dtype) -> None:
+    """Keys far apart, all equal, all but one equal, two of a kind: an interpolation alone would crawl."""
+    x = torch.zeros(1, 6, 200)
+    x[0, 0] = torch.logspace(-30, 30, 200)
+    x[0, 2, 77] = 1e30
+    x[0, 3, ::2] = 1e-30
+    x[0, 4] = -torch.logspace(-30, 30, 200)
+    x[0, 5] = torch.tensor([NAN, -INF] * 100)
+    x = x.to(dtype).to(DEVICE)
+    for k in (1, 2, 99, 101, 199):
+        ours, theirs = (select_bits(x, k, backend=b) for b in ("triton", "reference"))
+        assert torch.equal(ours, theirs), k
+
+
 def test_bits_there_and_back() -> None:
     mask = torch.rand(3, 70, 50, generator=torch.Generator().manual_seed(0)) < 0.3
     words = pack(mask)
@@ -110,12 +147,21 @@ def test_bad_input() -> None:
         select_bits(x.long(), 1)
     with pytest.raises(ArgumentError, match=r"scores must be \[copies, rows, S\]"):
         select_bits(x[0], 1)
+    with pytest.raises(ArgumentError, match=r"floating tensor \[copies, S\], got torch.float32 \[1, 2, 3\]"):
+        order_sources(x)
     with pytest.raises(ArgumentTypeError, match="k must be an int, got 1.5"):
         select_lists(x, 1.5)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match=r"always must have shape \[3\]"):
         select_bits(x, 1, always=torch.ones(2, dtype=torch.bool))
     with pytest.raises(ArgumentTypeError, match="full must be a bool tensor, got torch.float32"):
         select_bits(x, 1, full=torch.ones(2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sources", [197, 8192, 16_384, 20_000])
+def test_order_of_wide_rows(sources: int) -> None:
+    x = ordering_cases(sources)
+    assert torch.equal(order_sources(x), x.argsort(dim=1, stable=True))
 
 
 @pytest.mark.gpu

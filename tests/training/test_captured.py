@@ -12,11 +12,22 @@ from torch_geometric.loader import DataLoader
 from graphattn.errors import ConfigError
 from graphattn.models.gps import GPS
 from graphattn.models.graph import GraphTransformer
+from graphattn.models.image import ConnNet, VisionTransformer
+from graphattn.models.sequence import CausalTransformer
 from graphattn.nn import BatchNorm
 from graphattn.nn.norm import real_rows
-from graphattn.training import GraphClassification, GraphRegression, InductiveNodeClassification, WarmupCosine
-from graphattn.training.captured import CapturedSteps
-from graphattn.training.padding import PaddedBatch, filling, room_for, sizes_of
+from graphattn.training import (
+    GraphClassification,
+    GraphRegression,
+    ImageClassification,
+    InductiveNodeClassification,
+    LanguageModelling,
+    Segmentation,
+    Sparsification,
+    WarmupCosine,
+)
+from graphattn.training.captured import CapturedSteps, make_eager
+from graphattn.training.padding import PaddedBatch, TensorBatch, filling, room_for, sizes_of
 from graphattn_kernels import backends
 
 
@@ -174,10 +185,9 @@ def test_a_larger_batch_makes_more_room():
 
 
 def test_what_cannot_be_filled_up_is_one_clear_error():
+    task = GraphRegression(nn.Sequential(nn.BatchNorm1d(3)))
     with pytest.raises(ConfigError, match="would count what is filled up"):
-        CapturedSteps(
-            GraphRegression(nn.Sequential(nn.BatchNorm1d(3))), torch.optim.Adam([nn.Parameter(torch.ones(1))])
-        )
+        CapturedSteps(task, torch.optim.Adam(task.parameters()))(batches(molecules(2), 2)[0])
     with pytest.raises(ConfigError, match="needs batches of graphs"):
         sizes_of(molecules(1)[0])
     batch = batches(molecules(2), 2)[0]
@@ -230,6 +240,184 @@ def test_lightning_counts_clips_and_schedules_captured_steps(tmp_path: Any):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=5e-4)
     saved = torch.load(tmp_path / "a" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 9 and len(saved["optimizer_states"][0]["state"]) == len(list(ours.parameters()))
+
+
+def small_images(count: int, seed: int = 0) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(count, 1, 16, 16, generator=generator)
+    return {"x": x, "y": (x[:, 0, :8].mean((1, 2)) > x[:, 0, 8:].mean((1, 2))).long(), "names": ["a"] * count}
+
+
+def small_vit(**options: Any) -> VisionTransformer:
+    shared = {"img_size": 16, "patch_size": 4, "in_chans": 1, "num_classes": 2, "embed_dim": 32}
+    return VisionTransformer(**shared, depth=2, num_heads=2, **options)
+
+
+def test_a_batch_of_tensors_is_taken_over():
+    first, second = small_images(8), small_images(8, 1)
+    place = TensorBatch(first)
+    assert sorted(place.tensors) == ["x", "y"] and place.device.type == "cpu"
+    for batch in (first, second):
+        assert place.holds(batch) and not place.is_larger_than(batch)
+        place.fill(batch)
+        ready = place.ready()
+        assert torch.equal(ready["x"], batch["x"]) and torch.equal(ready["y"], batch["y"])
+    assert place.is_larger_than(small_images(7)) and not place.holds(small_images(7))
+    assert not place.holds({**first, "x": first["x"].double()}) and not place.holds({"x": first["x"]})
+    assert not place.is_larger_than({"x": first["x"][:2]})
+    with pytest.raises(ConfigError, match="of named tensors"):
+        TensorBatch({"names": ["a"]})
+
+
+def test_a_smaller_batch_of_images_runs_apart_and_a_larger_one_makes_room():
+    torch.manual_seed(1)
+    task = ImageClassification(small_vit())
+    plain = copy.deepcopy(task)
+    optimizers = [torch.optim.AdamW(module.parameters(), eps=1e-3) for module in (task, plain)]
+    steps = CapturedSteps(task, optimizers[0], clip=1.0)
+    places = []
+    for seed, size in enumerate([8, 8, 5, 8, 12, 8]):
+        batch = small_images(size, seed)
+        found = steps(batch)
+        places.append(steps._place)
+        loss, prediction, target = plain.compute(batch, "train")
+        optimizers[1].zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizers[1].step()
+        assert not found.loss.requires_grad
+        torch.testing.assert_close(found.loss, loss.detach())
+        torch.testing.assert_close(found.prediction, prediction.detach())
+        assert torch.equal(found.target, target)
+    assert places[0] is places[3] is not places[4] and places[4] is places[5]
+
+
+def test_what_a_step_depends_on_is_recorded_anew(monkeypatch: pytest.MonkeyPatch):
+    task = ImageClassification(small_vit(attention="ssa", attention_options={"keep": 0.5}))
+    steps = CapturedSteps(task, torch.optim.AdamW(task.parameters()))
+    steps(small_images(4))
+    forgotten: list[int] = []
+    monkeypatch.setattr(steps._recording, "forget", lambda: forgotten.append(1))
+    steps(small_images(4))
+    assert not forgotten
+    for module in task.modules():
+        if hasattr(module, "set_scheme"):
+            module.set_scheme(0.25)
+    steps(small_images(4))
+    steps(small_images(4))
+    assert len(forgotten) == 1
+
+
+def test_a_run_with_captured_steps_goes_on_on_the_cpu():
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter], lr=1e-2)
+    optimizer.param_groups[0] |= {"capturable": True, "lr": torch.tensor(1e-2)}
+    parameter.grad = torch.ones(3)
+    with pytest.raises((AssertionError, RuntimeError)):  # PyTorch's own refusal
+        optimizer.step()
+    make_eager(optimizer)
+    optimizer.step()
+    torch.testing.assert_close(parameter.detach(), torch.full((3,), 0.9899))
+
+
+def sparsification(reconstruction_epochs: int) -> Sparsification:
+    network = small_vit(attention="sparsifiner", attention_options={"keep": 0.5})
+    return Sparsification(network, small_vit(), reconstruction_epochs=reconstruction_epochs)
+
+
+def scenes(count: int, seed: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(count, 3, 32, 32, generator=generator)
+    return {"x": x, "y": (x.mean(1) > 0.5).long(), "size": [(32, 32)] * count}
+
+
+def texts(count: int, seed: int) -> dict[str, Any]:
+    tokens = torch.randint(0, 9, (count, 33), generator=torch.Generator().manual_seed(seed))
+    return {"x": tokens[:, :-1], "y": tokens[:, 1:]}
+
+
+ON_TENSORS: dict[str, Any] = {
+    "softmax": (lambda: ImageClassification(small_vit()), small_images),
+    "infsa, 1 hop": (lambda: ImageClassification(small_vit(attention="infsa")), small_images),
+    "infsa, 3 hops": (
+        lambda: ImageClassification(small_vit(attention="infsa", attention_options={"hops": 3})),
+        small_images,
+    ),
+    "linear_infsa": (lambda: ImageClassification(small_vit(attention="linear_infsa")), small_images),
+    "sparsifiner, stage 1": (lambda: sparsification(1), small_images),
+    "sparsifiner, stage 2": (lambda: sparsification(0), small_images),
+    "oracle": (
+        lambda: ImageClassification(
+            small_vit(attention="sparsifiner", attention_options={"selector": "oracle", "keep": 0.5})
+        ),
+        small_images,
+    ),
+    "window": (
+        lambda: ImageClassification(
+            small_vit(attention="sparsifiner", attention_options={"selector": "window", "keep": 0.5})
+        ),
+        small_images,
+    ),
+    "binary": (lambda: Segmentation(ConnNet(head="binary", long_range=None)), scenes),
+    "connectivity": (lambda: Segmentation(ConnNet(head="connectivity", long_range="non_local"), "biconnet"), scenes),
+    "instances": (lambda: Segmentation(ConnNet(head="instances", long_range=None)), scenes),
+    "text": (lambda: LanguageModelling(CausalTransformer(9, 32, 2, 2)), texts),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ON_TENSORS)
+def test_replayed_steps_on_tensors_train_like_eager_ones(name: str):
+    make, batch_of = ON_TENSORS[name]
+    torch.manual_seed(4)
+    task = make().cuda().train()
+    plain = copy.deepcopy(task)
+    for module in (task, plain):
+        if isinstance(module, Sparsification):
+            module.teacher.cuda()
+    losses = []
+    for module, captured in ((task, True), (plain, False)):
+        # Small steps: what is compared are sums in other orders, not the paths that Adam takes from them.
+        optimizer = torch.optim.Adam(module.parameters(), lr=1e-4, eps=1e-2)
+        steps = CapturedSteps(module, optimizer, clip=1.0) if captured else None
+        seen = []
+        for seed, size in enumerate([8, 8, 8, 8, 5, 8, 8]):
+            batch = {key: x.cuda() if isinstance(x, torch.Tensor) else x for key, x in batch_of(size, seed).items()}
+            if steps is not None:
+                seen.append(float(steps(batch).loss))
+                continue
+            loss = module.compute(batch, "train").loss
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            seen.append(float(loss))
+        losses.append(torch.tensor(seen))
+    torch.testing.assert_close(losses[0], losses[1], rtol=5e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scheme", ["uniform", "local"])
+@pytest.mark.parametrize("kind", ["images", "text"])
+def test_replayed_steps_draw_anew(kind: str, scheme: str):
+    options: dict[str, Any] = {"keep": 0.5, "scheme": scheme, "minimum": 1}
+    torch.manual_seed(5)
+    if kind == "images":
+        task: Any = ImageClassification(small_vit(attention="ssa", attention_options={**options, "always": 1}))
+        batch: Any = small_images(8)
+    else:
+        task = LanguageModelling(CausalTransformer(9, 32, 2, 2, attention="ssa", attention_options=options))
+        batch = texts(8, 0)
+    task = task.cuda().train()
+    batch = {key: x.cuda() if isinstance(x, torch.Tensor) else x for key, x in batch.items()}
+    steps = CapturedSteps(task, torch.optim.Adam(task.parameters(), lr=0.0))
+    losses = [float(steps(batch).loss) for _ in range(8)]
+    assert len(set(losses[3:])) > 1, "the weights stand still, so what changes is what is drawn"
+    for module in task.modules():
+        if hasattr(module, "set_scheme"):
+            module.set_scheme(1.0)
+    whole = [float(steps(batch).loss) for _ in range(5)]
+    assert max(whole[2:]) - min(whole[2:]) < 1e-5, "recorded anew, nothing is drawn"
 
 
 @pytest.mark.gpu

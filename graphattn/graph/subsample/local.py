@@ -12,6 +12,7 @@ from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph.lists import ListGraph
 from graphattn.graph.subsample.chance import Device, Generator, count_kept, draw
 from graphattn_kernels.lists import SourceLists
+from graphattn_kernels.select_sources import order_sources
 
 __all__ = ["jittered_windows"]
 
@@ -65,14 +66,16 @@ def jittered_windows(
     blocks = -(-tokens // max(window, 1))
     splits = splits_of(blocks)
     noise = draw(torch.randn, (copies, tokens, axes), generator, x.device)
-    source = _in_cells(x + sigma * noise if math.isfinite(sigma) else noise, splits)
+    source = _in_cells(torch.add(x, noise, alpha=sigma) if math.isfinite(sigma) else noise, splits)
     order = None
     if not isinstance(positions, int):
         order = torch.nn.functional.pad(_in_cells(x, splits).int(), (0, blocks * window - tokens), value=-1)
-    # Every target reads exactly `window` sources: the last window begins earlier where they do not come out even.
-    begin = torch.arange(blocks, device=x.device).mul_(window).clamp_(max=tokens - window)
-    index = source[:, begin[:, None] + torch.arange(window, device=x.device)]
     even = blocks * window == tokens
+    if even:
+        index = source.reshape(copies, blocks, window)
+    else:  # every target reads exactly `window` sources: the last window begins earlier
+        begin = torch.arange(blocks, device=x.device).mul_(window).clamp_(max=tokens - window)
+        index = source[:, begin[:, None] + torch.arange(window, device=x.device)]
     named = "" if batch is None else "b"
     lists = SourceLists(index, None, order, tokens, tokens, max(window, 1), named, False, False, even)
     return ListGraph(lists, () if batch is None else (batch,))
@@ -131,7 +134,7 @@ def _in_cells(x: Tensor, splits: tuple[int, ...]) -> Tensor:
     order = group = None
     parts = 1
     for axis, cuts in enumerate(splits):
-        by_value = x[..., axis].argsort(dim=1, stable=True)
+        by_value = order_sources(x[..., axis])
         if group is not None:
             by_value = by_value.gather(1, group.gather(1, by_value).argsort(dim=1, stable=True))
         order = by_value

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
-from graphattn.graph.rules import Grid
+from graphattn.graph.grid_rule import Grid
 from graphattn_kernels._grid import OFFSETS, check_cube, shifted
 
 __all__ = ["class_labels", "connectivity_labels", "cube_to_edges", "edges_to_cube", "instance_labels", "neighbours_of"]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from graphattn.attention import attend
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
-from graphattn.mechanisms.base import Mechanism, check_rows, drop_seed, head_width
+from graphattn.mechanisms.base import Mechanism, check_edge, check_rows, drop_seed, head_width
 from graphattn.normalize.mutual import Mutual
 
 __all__ = ["Connectivity"]
@@ -75,10 +75,7 @@ class Connectivity(Mechanism):
     def forward(self, x: Tensor, graph: TokenGraph, edge: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """See :meth:`~graphattn.mechanisms.Mechanism.forward`; the second result is ``None``."""
         check_rows(x, graph, self.width)
-        if (edge is None) != (self.edge is None):
-            made = "without" if self.edge is None else f"with edge_width={self.edge.in_features}, so edge is needed;"
-            got = None if edge is None else list(edge.shape)
-            raise ArgumentError(f"this mechanism was made {made} edge rows, got edge={got}")
+        check_edge(edge, self.edge)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head_width)).unbind(-3)
         p, seed = drop_seed(self, self.attention_dropout, x)
         # The bias as one more channel of the product, whatever graph each head has.

@@ -10,7 +10,7 @@ from torch import Tensor
 from graphattn.attention import propagate
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
-from graphattn.graph.rules import Grid
+from graphattn.graph.grid_rule import Grid
 from graphattn.mechanisms.connectivity.cube import edges_to_cube
 from graphattn_kernels import agreed_edges, bilateral_vote, connected_components
 from graphattn_kernels._grid import check_cube, reciprocal

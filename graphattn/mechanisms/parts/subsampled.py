@@ -72,6 +72,11 @@ class Subsampled(nn.Module):
             self.sigma = sigma
 
     @property
+    def setting(self) -> tuple[float, str, float | None]:
+        """What :meth:`set_scheme` sets."""
+        return self.keep, self.scheme, self.sigma
+
+    @property
     def draws(self) -> bool:
         """Whether the next call draws a sub-graph."""
         return self.keep < 1.0 and (self.training if self.sampling is None else self.sampling)

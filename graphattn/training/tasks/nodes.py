@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from graphattn.errors import ArgumentError, ConfigError
 from graphattn.training.metrics import Accuracy, BalancedAccuracy, BatchMeanBalancedAccuracy, TaskMean
 from graphattn.training.task import GraphTask
 from graphattn.training.tasks.checks import check_classes, choose_metric, multilabel_loss, same_shape
+from graphattn_datasets.metrics import sbm_class_weights
 
 __all__ = ["InductiveNodeClassification", "NodeClassification"]
 
@@ -109,11 +109,8 @@ class InductiveNodeClassification(GraphTask):
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy with the batch's class weights."""
         check_classes(prediction, target, self.num_classes)
-        # graphattn_datasets.metrics.sbm_class_weights without labels that are left out, and without the host.
-        counted = (target >= 0).to(prediction.dtype)
-        count = counted.new_zeros(self.num_classes).scatter_add(0, target.clamp(min=0), counted)
-        weight = torch.where(count > 0, 1 - count / count.sum().clamp(min=1), 0.0)
-        return F.cross_entropy(prediction, target, weight=weight)
+        weight = sbm_class_weights(target, self.num_classes, validate=False)
+        return F.cross_entropy(prediction, target, weight=weight.to(prediction.dtype))
 
 
 class _PairAuc(TaskMean):

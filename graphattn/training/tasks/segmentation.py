@@ -132,11 +132,11 @@ class Segmentation(GraphTask):
         return self.read(self(batch).float()).saliency.cpu()
 
     def _step(self, batch: Any, stage: str) -> Tensor:
-        prediction, target = self.rows(self(batch).float(), batch, stage)
-        loss = self.loss(prediction, target)
-        self._log_loss(stage, loss, target)
         if stage == "train":
-            return self._weighed(loss, target)
+            return super()._step(batch, stage)
+        loss, prediction, target = self.compute(batch, stage)
+        assert prediction is not None
+        self._log_loss(stage, loss, target)
         reading = self.read(prediction.detach())
         shared: dict[str, Any] = {"batch_size": target.shape[0], "on_step": False, "on_epoch": True}
         for name, metric in self.get_submodule(f"{stage}_metrics").items():

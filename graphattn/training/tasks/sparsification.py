@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from graphattn.errors import ArgumentError, CheckpointError
 from graphattn.mechanisms.reconstruction import predictor_parameters, reconstruct, reconstruction_loss
+from graphattn.training.captured import Step
 from graphattn.training.checkpoint import load_checkpoint
-from graphattn.training.inputs import num_rows
 from graphattn.training.tasks.images import ImageClassification
 
 __all__ = ["Sparsification"]
@@ -110,21 +110,22 @@ class Sparsification(ImageClassification):
         """The teacher goes where the network is."""
         if self.teacher is not None:
             self.teacher.to(self.device)
+        super().on_fit_start()
 
-    def _step(self, batch: Any, stage: str) -> Tensor:
+    def compute(self, batch: Any, stage: str) -> Step:
+        """See :meth:`GraphTask.compute`; stage 1 predicts no classes."""
         if stage != "train":
-            return super()._step(batch, stage)
-        target = batch["y"]
+            return super().compute(batch, stage)
         if self.reconstructing:
             found = reconstruct(self.model, batch["x"])
             loss = self.reconstruction_weight * reconstruction_loss(found, self.reconstruction)
-        else:
-            loss, logits = self.distillation_loss(batch["x"], target)
-            for name, metric in self.get_submodule("train_metrics").items():
-                metric.update(logits.detach(), target)
-                self.log(f"train/{name}", metric, batch_size=num_rows(target), on_step=False, on_epoch=True)
-        self._log_loss("train", loss, target)
-        return self._weighed(loss, target)
+            return Step(loss, None, batch["y"])
+        loss, logits = self.distillation_loss(batch["x"], batch["y"])
+        return Step(loss, logits, batch["y"])
+
+    def recording_key(self) -> Hashable:
+        """Stages are recorded apart."""
+        return self.reconstructing, super().recording_key()
 
     def distillation_loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of stage 2 and the class scores ``[B, num_classes]``.

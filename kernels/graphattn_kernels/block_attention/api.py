@@ -12,7 +12,7 @@ from graphattn_kernels.block_attention.impl import reference
 from graphattn_kernels.blocks import Blocks
 from graphattn_kernels.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["block_attention", "select"]
+__all__ = ["attend_checked", "block_attention", "select"]
 
 
 def block_attention(
@@ -66,8 +66,16 @@ def block_attention(
     if name == "reference":
         out, lse = reference.block_attention(blocks, q, k, v, scale, clamp)
     else:
-        out, lse = ops.block_attention(*bl.flat(blocks), q, k, v, scale, clamp)
+        out, lse = attend_checked(blocks, q, k, v, scale, clamp)
     return (out, lse) if batched else (out.squeeze(0), lse.squeeze(0))
+
+
+def attend_checked(
+    blocks: Blocks, q: Tensor, k: Tensor, v: Tensor, scale: float, clamp: float | None
+) -> tuple[Tensor, Tensor]:
+    """The Triton kernels for callers that have checked what :func:`block_attention` checks, and have a batch axis: on a
+    small graph, looking twice takes longer than the kernel."""
+    return ops.block_attention(*bl.flat(blocks), q, k, v, scale, clamp)
 
 
 def select(backend: str, q: Tensor, v: Tensor) -> str:

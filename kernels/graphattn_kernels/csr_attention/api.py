@@ -14,7 +14,7 @@ from graphattn_kernels.csr_attention.inputs import Inputs
 from graphattn_kernels.errors import ArgumentError, ArgumentTypeError, BackendError
 from graphattn_kernels.structure import Structure
 
-__all__ = ["csr_attention", "select"]
+__all__ = ["attend_checked", "check_channels", "csr_attention", "default_scale", "select"]
 
 _TRITON_WIDTH = 256  # a row of one head stays in the registers of one warp
 
@@ -85,20 +85,29 @@ def csr_attention(
     if negative_slope is not None and need_product:
         raise ArgumentError("need_product needs the dot score, got negative_slope, which makes it additive")
     check_dropout(dropout_p, dropout_seed, q.device)
-    if scale is None:
-        scale = q.shape[-1] ** -0.5 if negative_slope is None else 1.0
     if edge_bias is not None and edge_bias.shape[1] != q.shape[1]:
         edge_bias = edge_bias.expand(-1, q.shape[1])
     inputs = Inputs(
         *(q, k, v, edge_bias, edge_gate, att, dropout_seed if dropout_p else None),
-        *(float(scale), clamp, negative_slope, float(dropout_p), need_product),
+        *(default_scale(q, negative_slope) if scale is None else float(scale), clamp, negative_slope),
+        *(float(dropout_p), need_product),
     )
-    name = select(backend, q, v)
-    if name == "reference":
-        out, lse, product = reference.csr_attention(structure, inputs)
-    else:
-        out, lse, product = ops.csr_attention(*st.flat(structure), *inputs, name)
+    out, lse, product = attend_checked(structure, inputs, select(backend, q, v))
     return (out, lse) if product is None or not need_product else (out, lse, product)
+
+
+def default_scale(q: Tensor, negative_slope: float | None) -> float:
+    """The factor on the score where the caller gives none."""
+    return q.shape[-1] ** -0.5 if negative_slope is None else 1.0
+
+
+def attend_checked(structure: Structure, inputs: Inputs, name: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The operation for callers that have checked all that :func:`csr_attention` checks (channels by
+    :func:`check_channels`), with a backend that :func:`select` gave: on a small graph, looking twice takes longer than
+    the kernel."""
+    if name == "reference":
+        return reference.csr_attention(structure, inputs)
+    return ops.csr_attention(*st.flat(structure), *inputs, name)
 
 
 def select(backend: str, q: Tensor, v: Tensor) -> str:
@@ -119,6 +128,23 @@ def select(backend: str, q: Tensor, v: Tensor) -> str:
     return name
 
 
+def check_channels(q: Tensor, edge_gate: Tensor | None, att: Tensor | None) -> None:
+    """Raise unless what has the channels of q has all of them: for callers of :func:`attend_checked`, too."""
+    if edge_gate is not None and edge_gate.shape[1:] != q.shape[1:]:
+        raise ArgumentError(f"edge_gate must be [E, *{list(q.shape[1:])}], got {list(edge_gate.shape)}")
+    if att is not None:
+        _check_alike("att", att, q)
+        if att.shape != q.shape[1:]:
+            raise ArgumentError(f"att must be [H, D], {list(q.shape[1:])}, got {list(att.shape)}")
+
+
+def _check_alike(name: str, x: Tensor, q: Tensor) -> None:
+    if x.dtype != q.dtype or x.device != q.device:
+        raise ArgumentTypeError(
+            f"{name} must have the dtype and device of q, {q.dtype} on {q.device}, got {x.dtype} on {x.device}"
+        )
+
+
 def _check(
     structure: Structure,
     q: Tensor,
@@ -135,13 +161,9 @@ def _check(
         raise ArgumentError(f"k must have the heads and channels of q, {list(q.shape[1:])}, got {list(k.shape[1:])}")
     if v.shape[1] != q.shape[1]:
         raise ArgumentError(f"v must have the heads of q, {q.shape[1]}, got {v.shape[1]}")
-    others = {"k": k, "v": v, "edge_bias": edge_bias, "edge_gate": edge_gate, "att": att}
-    for name, tensor in others.items():
-        if tensor is not None and (tensor.dtype != q.dtype or tensor.device != q.device):
-            raise ArgumentTypeError(
-                f"{name} must have the dtype and device of q, {q.dtype} on {q.device}, "
-                f"got {tensor.dtype} on {tensor.device}"
-            )
+    for name, tensor in {"k": k, "v": v, "edge_bias": edge_bias, "edge_gate": edge_gate}.items():
+        if tensor is not None:
+            _check_alike(name, tensor, q)
     if structure.by_target.index.device != q.device:
         raise ArgumentError(f"the graph must be on the device of q, {q.device}, got {structure.by_target.index.device}")
     if edge_bias is not None:
@@ -151,7 +173,4 @@ def _check(
             raise ArgumentError(f"edge_bias must be [E, {q.shape[1]}] or [E, 1], got {list(edge_bias.shape)}")
     if edge_gate is not None:
         st.check_rows("edge_gate", edge_gate, structure.num_edges, "edge", dim=3)
-        if edge_gate.shape[1:] != q.shape[1:]:
-            raise ArgumentError(f"edge_gate must be [E, *{list(q.shape[1:])}], got {list(edge_gate.shape)}")
-    if att is not None and att.shape != q.shape[1:]:
-        raise ArgumentError(f"att must be [H, D], {list(q.shape[1:])}, got {list(att.shape)}")
+    check_channels(q, edge_gate, att)

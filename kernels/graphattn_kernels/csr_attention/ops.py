@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -62,6 +63,7 @@ def _backward_fake(*args: Any) -> tuple[Any, ...]:
     return tuple(inputs.q.new_empty(0) if x is None else contiguous_like(x) for x in inputs.differentiable())
 
 
+@cache  # an import statement takes a microsecond each time
 def _implementation(backend: str) -> ModuleType:
     if backend == "triton":  # imported on first use: it compiles for the machine it runs on
         from graphattn_kernels.csr_attention.impl import triton

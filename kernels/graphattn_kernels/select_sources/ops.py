@@ -10,7 +10,13 @@ from torch import Tensor
 from graphattn_kernels._library import register
 from graphattn_kernels.bits import WORD
 
-__all__ = ["select_bits", "select_lists"]
+__all__ = ["order_sources", "select_bits", "select_lists"]
+
+
+def _order(scores: Tensor) -> Tensor:
+    from graphattn_kernels.select_sources.impl import triton
+
+    return triton.order_sources(scores)
 
 
 def _bits(*args: Any) -> Tensor:
@@ -34,6 +40,9 @@ def _lists_fake(scores: Tensor, k: int, room: int, *_: Any) -> tuple[Tensor, Ten
     return scores.new_empty((*shape, room), dtype=torch.int32), scores.new_empty(shape, dtype=torch.int32)
 
 
+order_sources = register(
+    "order_sources(Tensor scores) -> Tensor", _order, lambda scores: scores.new_empty(scores.shape, dtype=torch.int64)
+)
 select_bits = register(
     "select_bits(Tensor scores, SymInt k, float at, Tensor? always, Tensor? full, SymInt own) -> Tensor",
     _bits,

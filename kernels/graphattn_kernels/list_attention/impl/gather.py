@@ -21,6 +21,10 @@ __all__ = ["dense", "list_attention", "why_not_dense"]
 # Numbers in a buffer of gathered rows, or of scores: beyond these, some blocks after others.
 _ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
 
+# PyTorch's gradient on CUDA has a program for so many keys, and this many programs fill a large GPU; with fewer queries
+# than this a program is hardly worth its start.
+_KEYS, _PROGRAMS, _QUERIES = 128, {"cpu": 1, "cuda": 128}, 512
+
 # In turn, whichever takes the tensors first.
 _ORDER = [
     SDPBackend.CUDNN_ATTENTION,
@@ -61,7 +65,13 @@ def dense(lists: SourceLists, q: Tensor, k: Tensor, v: Tensor, scale: float) -> 
         order = order.view(-1)
         (q,) = _Rows.apply(order, True, q)
     k, v = _gathered(where, whole, k, v)
-    q, k, v = (x.reshape(batch * blocks, -1, heads, x.shape[-1]).transpose(1, 2) for x in (q, k, v))
+    each = batch * blocks
+    if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
+        parts = _parts(_PROGRAMS.get(q.device.type, 1), each * heads, lists.block, room)
+        if parts > 1:
+            k, v = (x.reshape(each, room, heads, x.shape[-1]).repeat_interleave(parts, 0) for x in (k, v))
+            each *= parts
+    q, k, v = (x.reshape(each, -1, heads, x.shape[-1]).transpose(1, 2) for x in (q, k, v))
     if q.is_cuda:
         with sdpa_kernel(_ORDER, set_priority=True):
             out = F.scaled_dot_product_attention(q, k, v, scale=scale)
@@ -69,6 +79,17 @@ def dense(lists: SourceLists, q: Tensor, k: Tensor, v: Tensor, scale: float) -> 
         out = F.scaled_dot_product_attention(q, k, v, scale=scale)
     out = out.transpose(1, 2).reshape(batch, targets, heads, -1)
     return out if order is None else _Rows.apply(_inverse(order), True, out)[0]
+
+
+def _parts(most: int, entries: int, queries: int, keys: int) -> int:
+    """In how many parts the queries of a block go through its keys, each with gradients of k and v of its own.
+
+    With few keys, the gradient would leave most of the device idle. Depends on sizes alone, so that results do.
+    """
+    programs, parts = entries * -(-keys // _KEYS), 1
+    while 2 * parts * programs <= most and queries % (2 * parts) == 0 and queries // (2 * parts) >= _QUERIES:
+        parts *= 2
+    return parts
 
 
 def list_attention(

@@ -88,6 +88,17 @@ class _Kind(NamedTuple):
 
 
 @lru_cache(1024)
+def _layout(
+    dtype: torch.dtype, device: int, leading: str, clamped: bool, tf32: bool, *layouts: tuple[Any, ...]
+) -> tuple[tuple[int, ...], _Kind]:
+    """The strides of q, k and v, of these shapes and strides, and the kind of their kernels."""
+    (q_shape, _), _, (v_shape, _) = layouts
+    strides, align = strides_of(dtype, *layouts)
+    wide = tuple([n >= 2**31 for n in strides])
+    return strides, _Kind(dtype, device, q_shape[3], v_shape[3], leading, clamped, tf32, align, wide)
+
+
+@lru_cache(1024)
 def _constants(kind: _Kind, config: Config, block: int, other: int, even: bool) -> dict[str, Any]:
     """The constexpr arguments of a kernel."""
     return {
@@ -120,7 +131,9 @@ class _Call:
         batch, targets, self.heads, self.width = q.shape
         self.v_width = v.shape[3]
         self.shared = batch * self.heads // max(1, blocks.copies(batch, self.heads))
-        strides, align = strides_of(q.dtype, *((x.shape, x.stride()) for x in self.inputs))
+        layouts = (q.shape, q.stride()), (k.shape, k.stride()), (v.shape, v.stride())
+        tf32 = torch.backends.cuda.matmul.allow_tf32
+        strides, self.kind = _layout(q.dtype, q.get_device(), blocks.leading, clamp is not None, tf32, *layouts)
         self.sizes = (
             blocks.target_blocks,
             blocks.source_blocks,
@@ -133,10 +146,6 @@ class _Call:
             scale,
             clamp or 0.0,
         )
-        tf32 = torch.backends.cuda.matmul.allow_tf32
-        wide = tuple([n >= 2**31 for n in strides])
-        where = q.dtype, q.get_device(), self.width, self.v_width, blocks.leading
-        self.kind = _Kind(*where, clamp is not None, tf32, align, wide)
 
     def parts(self, plan: Schedule, *shape: int) -> Tensor | None:
         """Room for what the parts of long rows give."""

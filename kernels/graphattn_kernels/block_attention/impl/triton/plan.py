@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from graphattn_kernels._schedule import Hubs, Schedule, make_schedule
 from graphattn_kernels.blocks import BlockView
@@ -41,17 +42,18 @@ def _trimmed(plan: Schedule, num_hubs: int, num_parts: int) -> Schedule:
     return Schedule(row, begin, end, num_parts, hubs if num_hubs else None)
 
 
-# The schedules of each pointer array that is alive. Blocks are immutable, so identity is enough.
-_plans: WeakIdKeyDictionary = WeakIdKeyDictionary()
+# The schedules of each pointer array that is alive, by the address of the object (as in _schedule.py). Blocks are
+# immutable, so identity is enough.
+_plans: dict[int, tuple[weakref.ref[Tensor], dict[int, _Entry]]] = {}
 
 
 def plan_of(view: BlockView, chunk: int) -> Schedule:
     """The schedule of a view with at most ``chunk`` tiles in a run; waits for nothing."""
-    capturing = view.ptr.is_cuda and torch.cuda.is_current_stream_capturing()
-    plans = _plans.get(view.ptr)
-    if plans is None:
-        plans = _plans[view.ptr] = {}
+    plans = _plans_of(view.ptr)
     entry = plans.get(chunk)
+    if entry is not None and entry.counts is None:
+        return entry.schedule
+    capturing = view.ptr.is_cuda and torch.cuda.is_current_stream_capturing()
     if entry is None:
         schedule = make_schedule(view.ptr, view.num_tiles, chunk)
         if capturing:  # its memory belongs to the CUDA graph, so nobody else may use it
@@ -60,8 +62,15 @@ def plan_of(view: BlockView, chunk: int) -> Schedule:
     return entry.schedule if capturing else entry.latest()
 
 
+def _plans_of(ptr: Tensor) -> dict[int, _Entry]:
+    key, known = id(ptr), _plans.get(id(ptr))
+    if known is None or known[0]() is not ptr:
+        known = _plans[key] = weakref.ref(ptr, lambda _: _plans.pop(key, None)), {}
+    return known[1]
+
+
 def remember_even(ptr: Tensor, chunk: int, length: int) -> None:
     """Let :func:`plan_of` know that each row of these pointers has ``length`` tiles: nothing is sorted, and no row is
     cut, for none is longer than the others."""
     row = torch.arange(ptr.shape[0] - 1, dtype=torch.int32, device=ptr.device)
-    _plans[ptr] = {chunk: _Entry(Schedule(row, row * length, (row + 1) * length, 0, None))}
+    _plans_of(ptr)[chunk] = _Entry(Schedule(row, row * length, (row + 1) * length, 0, None))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graphattn_kernels._lanes import LANES
-from graphattn_kernels._numba import Array, Parts, empty, run
+from graphattn_kernels._numba import Array, Parts, empty, run, run_rows
 from graphattn_kernels.csr_attention.impl.numba import passes
 from graphattn_kernels.csr_attention.inputs import Inputs
 from graphattn_kernels.structure import Structure, View
@@ -109,30 +109,32 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of q, k, v, edge_bias, edge_gate and att (empty for an absent one).
 
-    The weights are computed again from the log-sum-exp by the pass over targets. It carries two numbers for each edge
-    and head to the pass over sources, which takes a third less time so than computing them again.
+    The weights are computed again from the log-sum-exp by the pass over sources, which reads q and the gradient of the
+    output for each edge. It carries the gradient of the score, one number for each edge and head, to the pass over
+    targets, so that this one reads k alone. The other way round each pass would read two rows.
     """
     call = _Arguments(inputs)
     q, heads = inputs.q, inputs.heads
-    edges, slopes, slopes_product = structure.num_edges, call.rows(grad_out), call.rows(grad_product)
-    grad_bias = call.empty(0 if inputs.edge_bias is None else edges * heads)
+    slopes, slopes_product = call.rows(grad_out), call.rows(grad_product)
+    stats = call.empty(q.shape[0] * 2 * heads).numpy()
+    saved = call.rows(out), slopes, call.array(lse), call.array(grad_lse), stats
+    run_rows(passes.prepare, q.shape[0], call.width, call.shapes[1], *saved)
+    carried = call.empty(structure.num_edges * heads)  # which is the gradient of the bias, too
     grad_gate = call.empty_rows(None if inputs.edge_gate is None else inputs.edge_gate.shape)
-    carried = call.empty(edges * 2 * heads).numpy()
     grad_q, grad_k, grad_v = (call.empty(*x.shape) for x in (q, inputs.k, inputs.v))
     # The sum over all edges is made of one sum for each target, so that it does not depend on the threads.
     grad_att = call.empty(q.shape[0], *((0, 0) if inputs.att is None else inputs.att.shape))
 
-    saved = call.rows(out), call.array(lse), slopes, call.array(grad_lse), slopes_product
-    given: tuple[Any, ...] = (*call.shapes, call.q, call.k, call.v, call.terms, call.bound, call.dropout, *saved)
-    given = (*given, grad_bias.numpy(), call.rows(grad_gate), carried)
+    edges = slopes_product, carried.numpy()
+    given: tuple[Any, ...] = (*call.shapes, call.q, call.k, call.v, call.terms, call.bound, call.dropout, stats, slopes)
+    _run(passes.backward_sources, structure.by_source, call.width, (*given, *edges), (grad_k.numpy(), grad_v.numpy()))
+    given = call.shapes[0], call.q, call.k, call.terms, *edges, call.rows(grad_gate)
     _run(passes.backward_targets, structure.by_target, call.width, given, (grad_q.numpy(), grad_att.numpy()))
-    given = (*call.shapes, call.q, call.k, call.terms, slopes, slopes_product, carried)
-    _run(passes.backward_sources, structure.by_source, call.width, given, (grad_k.numpy(), grad_v.numpy()))
 
     gradients = [x.to(q.dtype) for x in (grad_q, grad_k, grad_v)]
     bias, gate, att = inputs.edge_bias, inputs.edge_gate, inputs.att
     absent = q.new_empty(0)
-    gradients.append(absent if bias is None else grad_bias.view(-1, heads).to(q.dtype))
+    gradients.append(absent if bias is None else carried.view(-1, heads).to(q.dtype))
     gradients.append(absent if gate is None else grad_gate.to(q.dtype))
     gradients.append(absent if att is None else torch.from_numpy(grad_att.numpy().sum(0, np.float64)).to(q.dtype))
     return tuple(gradients)

@@ -11,19 +11,20 @@ from graphattn_kernels._lanes_functions import exp, log
 from graphattn_kernels._numba import compiled, inlined
 from graphattn_kernels.csr_attention.impl.numba.blocks import (
     BLOCK,
-    add_gradients,
-    add_rows,
+    ask_for,
     blocks_of,
     carry,
     clear,
     dots,
     drop,
     filled,
+    row_at,
     scores,
     take,
 )
+from graphattn_kernels.csr_attention.impl.numba.sums import add_gradients, add_rows
 
-__all__ = ["backward_sources", "backward_targets", "forward"]
+__all__ = ["backward_sources", "backward_targets", "forward", "prepare"]
 
 
 @inlined
@@ -119,105 +120,53 @@ def forward(
 
 
 @compiled()
-def backward_targets(
-    first: int, last: int, longest: int, rows: Any, begin: Any, end: Any, index: Any, edge_id: Any,
-    shape: Any, v_shape: Any, q: Any, k: Any, v: Any, terms: Any, bound: Any, dropout: Any,
-    out: Any, lse: Any, grad_out: Any, grad_lse: Any, grad_product: Any,
-    grad_bias: Any, grad_gate: Any, carried: Any, grad_q: Any, grad_att: Any,
-) -> None:  # fmt: skip
-    """What the edges of a target say, from the weights that the log-sum-exp gives again.
+def prepare(first: int, last: int, v_shape: Any, out: Any, grad_out: Any, lse: Any, grad_lse: Any, stats: Any) -> None:
+    """For each row and head the log-sum-exp (any finite number for -inf: its weights are 0) and delta.
 
     Args:
-        out: The output, ``[T, H, D_v]``, in the dtype of ``grad_out``.
-        lse: The log-sum-exp, ``[T, H]``.
         grad_lse: ``[T, H]``, or empty.
-        grad_product: ``[E, H, D]``, or empty.
-        grad_bias: ``[E, H]``, written; may be empty.
-        grad_gate: ``[E, H, D]``, written; may be empty.
-        carried: ``[E, 2, H]``, written, for the pass over sources: the weight (0 if dropped, else grown), and the
-            gradient of the score, times the scale.
-        grad_q: ``[runs, H, D]``, written.
-        grad_att: ``[runs, H, D]``, written: what the run adds to the gradient of att; may be empty.
+        stats: ``[T, 2, H]``, written.
     """
-    heads, v_width, _ = v_shape
-    lanes, size = filled(heads), heads * blocks_of(shape) * LANES
-    number = lse.dtype.type
-    zero, one, infinity = number(0), number(1), number(np.inf)
-    _, _, gate, _, scale, additive, _ = terms
-    threshold, grow = dropout[2:]
-    no_product = grad_product[:0]
-    weight, slope = np.zeros(BLOCK * lanes, lse.dtype), np.zeros(BLOCK * lanes, lse.dtype)
-    factor, parts = np.full(BLOCK * lanes, grow, lse.dtype), np.zeros(lanes * LANES, lse.dtype)
-    shift, delta, ones = np.zeros(lanes, lse.dtype), np.zeros(lanes, lse.dtype), np.full(heads, one, lse.dtype)
-    sums, att_sums = np.empty(size, lse.dtype), np.empty(size if grad_att.size else 0, lse.dtype)
-    flat_q, flat_att = grad_q.reshape(-1), grad_att.reshape(-1)
-    for i in range(first, last):
-        if end[i] - begin[i] > longest:
-            continue
-        row = np.intp(rows[i]) if rows.size else i
-        clear(sums)
-        clear(att_sums)
-        for h in range(heads):
-            at = row * heads + h
-            x = spread(zero)
-            for d in range(0, v_width, LANES):
-                x = x + load(out, at * v_width + d, v_width - d) * load(grad_out, at * v_width + d, v_width - d)
-            delta[h] = total(x) - grad_lse[at] if grad_lse.size else total(x)
-            # Any finite number does for -inf: the weights are 0.
-            shift[h] = zero if lse[at] == -infinity else lse[at]
-        for start in range(begin[i], end[i], BLOCK):
-            n = min(end[i] - start, BLOCK)
-            block = start, n, row, index, edge_id
-            scores(shape, block, q, k, terms, no_product, parts, weight)
-            dots(v_shape, block, grad_out, v, one, parts, slope)
-            if threshold:
-                for j in range(0, n * lanes, LANES):
-                    store(factor, j, spread(grow), LANES)
-                drop(heads, block, dropout, factor)
-            for h in range(0, heads, LANES):
-                m_shift, m_delta = load(shift, h, LANES), load(delta, h, LANES)
-                for j in range(n):
-                    at = j * lanes + h
-                    raw, m = load(weight, at, LANES), load(factor, at, LANES)
-                    x = _clip(raw, bound) if bound < infinity else raw
-                    p = exp(x - m_shift)
-                    ds = p * (m * load(slope, at, LANES) - m_delta)
-                    if bound < infinity:
-                        ds = where_larger(raw, bound, zero, where_larger(-bound, raw, zero, ds))
-                    store(weight, at, p * m, LANES)
-                    store(slope, at, ds * scale, LANES)
-                    if grad_bias.size:
-                        edge = np.intp(edge_id[start + j]) if edge_id.size else start + j
-                        store(grad_bias, edge * heads + h, ds, heads - h)
-            carry(heads, block, weight, slope, carried)
-            if additive or gate.size or grad_product.size:
-                add_gradients(shape, block, q, k, terms, slope, grad_product, grad_gate, False, sums, att_sums)
-            else:
-                add_rows(shape, block, slope, k, False, sums)
-        _write(shape, i, sums, ones, flat_q)
-        if grad_att.size:
-            _write(shape, i, att_sums, ones, flat_att)
+    heads, width, _ = v_shape
+    zero = stats.dtype.type(0)
+    for i in range(first * heads, last * heads):
+        x = spread(zero)
+        for d in range(i * width, (i + 1) * width, LANES):
+            count = (i + 1) * width - d
+            x = x + load(out, d, count) * load(grad_out, d, count)
+        delta = total(x) - grad_lse[i] if grad_lse.size else total(x)
+        at = i // heads * heads + i
+        stats[at] = zero if lse[i] == -np.inf else lse[i]
+        stats[at + heads] = delta
 
 
 @compiled()
 def backward_sources(
     first: int, last: int, longest: int, rows: Any, begin: Any, end: Any, index: Any, edge_id: Any,
-    shape: Any, v_shape: Any, q: Any, k: Any, terms: Any, grad_out: Any, grad_product: Any, carried: Any,
-    grad_k: Any, grad_v: Any,
+    shape: Any, v_shape: Any, q: Any, k: Any, v: Any, terms: Any, bound: Any, dropout: Any,
+    stats: Any, grad_out: Any, grad_product: Any, carried: Any, grad_k: Any, grad_v: Any,
 ) -> None:  # fmt: skip
-    """What the edges of a source say, from what :func:`backward_targets` carried.
+    """What the edges of a source say, from the weights that the log-sum-exp gives again.
 
     Args:
+        stats: See :func:`prepare`.
+        grad_product: ``[E, H, D]``, or empty.
+        carried: ``[E, H]``, written: the gradient of the score.
         grad_k: ``[runs, H, D]``, written.
         grad_v: ``[runs, H, D_v]``, written.
     """
     heads = shape[0]
-    number = carried.dtype
-    _, _, gate, _, _, additive, _ = terms
-    weight, slope = np.zeros(BLOCK * filled(heads), number), np.zeros(BLOCK * filled(heads), number)
-    k_sums = np.empty(heads * blocks_of(shape) * LANES, number)
-    v_sums = np.empty(heads * blocks_of(v_shape) * LANES, number)
-    ones, nothing, no_rows = np.ones(heads, number), np.empty(0, number), q[:0]
+    lanes = filled(heads)
+    number = stats.dtype.type
+    zero, one, infinity = number(0), number(1), number(np.inf)
+    _, _, gate, _, scale, additive, _ = terms
+    threshold, grow = dropout[2:]
+    no_product, no_rows, nothing = grad_product[:0], q[:0], stats[:0]
+    weight, slope = np.zeros(BLOCK * lanes, stats.dtype), np.zeros(BLOCK * lanes, stats.dtype)
+    factor, parts = np.full(BLOCK * lanes, grow, stats.dtype), np.zeros(lanes * LANES, stats.dtype)
+    k_sums = np.empty(heads * blocks_of(shape) * LANES, stats.dtype)
+    v_sums = np.empty(heads * blocks_of(v_shape) * LANES, stats.dtype)
+    ones = np.full(heads, one, stats.dtype)
     flat_k, flat_v = grad_k.reshape(-1), grad_v.reshape(-1)
     for i in range(first, last):
         if end[i] - begin[i] > longest:
@@ -226,12 +175,75 @@ def backward_sources(
         clear(k_sums)
         clear(v_sums)
         for start in range(begin[i], end[i], BLOCK):
-            block = start, min(end[i] - start, BLOCK), row, index, edge_id
-            take(heads, block, carried, weight, slope)
-            add_rows(v_shape, block, weight, grad_out, True, v_sums)
+            n = min(end[i] - start, BLOCK)
+            block = start, n, row, index, edge_id
+            for j in range(n):
+                ask_for(stats, index, start + j, 2 * heads)
+                if edge_id.size:
+                    ask_for(carried, edge_id, start + j, heads)
+            scores(shape, block, k, q, terms, no_product, parts, weight)
+            dots(v_shape, block, v, grad_out, one, parts, slope)
+            if threshold:
+                for j in range(0, n * lanes, LANES):
+                    store(factor, j, spread(grow), LANES)
+                drop(heads, block, dropout, factor)
+            for j in range(n):
+                target = row_at(index, start + j, 2 * heads)
+                for h in range(0, heads, LANES):
+                    at = j * lanes + h
+                    raw, m = load(weight, at, LANES), load(factor, at, LANES)
+                    x = _clip(raw, bound) if bound < infinity else raw
+                    p = exp(x - load(stats, target + h, heads - h))
+                    ds = p * (m * load(slope, at, LANES) - load(stats, target + heads + h, heads - h))
+                    if bound < infinity:
+                        ds = where_larger(raw, bound, zero, where_larger(-bound, raw, zero, ds))
+                    store(weight, at, p * m, LANES)
+                    store(slope, at, ds, LANES)
+            carry(heads, block, slope, carried)
+            for j in range(0, n * lanes, LANES):
+                store(slope, j, load(slope, j, LANES) * scale, LANES)
+            add_rows(v_shape, block, weight, grad_out, False, v_sums)
             if additive or gate.size or grad_product.size:
-                add_gradients(shape, block, k, q, terms, slope, grad_product, no_rows, True, k_sums, nothing)
+                add_gradients(shape, block, k, q, terms, slope, grad_product, no_rows, False, k_sums, nothing)
             else:
-                add_rows(shape, block, slope, q, True, k_sums)
+                add_rows(shape, block, slope, q, False, k_sums)
         _write(shape, i, k_sums, ones, flat_k)
         _write(v_shape, i, v_sums, ones, flat_v)
+
+
+@compiled()
+def backward_targets(
+    first: int, last: int, longest: int, rows: Any, begin: Any, end: Any, index: Any, edge_id: Any,
+    shape: Any, q: Any, k: Any, terms: Any, grad_product: Any, carried: Any, grad_gate: Any,
+    grad_q: Any, grad_att: Any,
+) -> None:  # fmt: skip
+    """What the edges of a target say, from what :func:`backward_sources` carried.
+
+    Args:
+        grad_product: ``[E, H, D]``, or empty.
+        grad_gate: ``[E, H, D]``, written; may be empty.
+        grad_q: ``[runs, H, D]``, written.
+        grad_att: ``[runs, H, D]``, written: what the run adds to the gradient of att; may be empty.
+    """
+    heads, size = shape[0], shape[0] * blocks_of(shape) * LANES
+    number = carried.dtype
+    _, _, gate, _, scale, additive, _ = terms
+    slope, ones = np.zeros(BLOCK * filled(heads), number), np.ones(heads, number)
+    sums, att_sums = np.empty(size, number), np.empty(size if grad_att.size else 0, number)
+    flat_q, flat_att = grad_q.reshape(-1), grad_att.reshape(-1)
+    for i in range(first, last):
+        if end[i] - begin[i] > longest:
+            continue
+        row = np.intp(rows[i]) if rows.size else i
+        clear(sums)
+        clear(att_sums)
+        for start in range(begin[i], end[i], BLOCK):
+            block = start, min(end[i] - start, BLOCK), row, index, edge_id
+            take(heads, block, carried, scale, slope)
+            if additive or gate.size or grad_product.size:
+                add_gradients(shape, block, q, k, terms, slope, grad_product, grad_gate, True, sums, att_sums)
+            else:
+                add_rows(shape, block, slope, k, True, sums)
+        _write(shape, i, sums, ones, flat_q)
+        if grad_att.size:
+            _write(shape, i, att_sums, ones, flat_att)

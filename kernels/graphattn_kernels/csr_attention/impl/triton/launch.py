@@ -129,19 +129,18 @@ class _Call:
         """Launch over the runs of ``schedule``; ``arrays`` follow the inputs, ``parts`` the schedule."""
         edge_id = view.edge_id if self.needs_edges else None
         row, begin, end, num_parts, hubs = schedule
+        runs, constants = row.shape[0], _constants(step, *self.shape)
         launch(
             step.kernel,
-            self.grid(step, schedule),
-            (*self.tensors, *arrays, view.index, edge_id, row, begin, end, *parts, row.shape[0], num_parts)
-            + self.numbers,
-            _constants(step, *self.shape),
+            (-(-runs // constants["R"]), -(-constants["H"] // constants["HB"]), 1),
+            (*self.tensors, *arrays, view.index, edge_id, row, begin, end, *parts, runs, num_parts, *self.numbers),
+            constants,
             (self.kind, view.index.dtype, edge_id is None, hubs is None),
         )
 
-    def grid(self, step: _Pass, schedule: Schedule) -> tuple[int, int, int]:
-        """Programs: tiles of rows, groups of heads."""
-        constants = _constants(step, *self.shape)
-        return -(-schedule.row.shape[0] // constants["R"]), -(-constants["H"] // constants["HB"]), 1
+    def tiles(self, step: _Pass, schedule: Schedule) -> int:
+        """Tiles of rows, which are the programs for one group of heads."""
+        return -(-schedule.row.shape[0] // _constants(step, *self.shape)["R"])
 
     def parts(self, schedule: Schedule, *shapes: tuple[int, ...]) -> tuple[Tensor | None, ...]:
         """Room for what the parts of hubs give."""
@@ -199,7 +198,7 @@ def backward(
         view = structure.by_target
         schedule = schedule_of(view)
         parts = call.parts(schedule, (heads, width))
-        part_att = None if att is None else q.new_empty((call.grid(_ROW, schedule)[0], heads, width), dtype=call.dtype)
+        part_att = None if att is None else q.new_empty((call.tiles(_ROW, schedule), heads, width), dtype=call.dtype)
         saved = (out, lse, grad_out, grad_lse, grad_product, stats)
         call.run(_ROW, view, schedule, (*saved, grad_q, grad_bias, grad_gate, part_att), parts)
         _sum_hubs(call, schedule, (grad_q, parts[0]))

@@ -15,7 +15,8 @@ from graphattn_kernels.lists import SourceLists
 
 __all__ = ["transpose"]
 
-_FILL, _RANK = 1024, 64  # sources of a step that writes, and of a program that counts
+_FILL = 1024  # sources of a step that writes
+_RANK, _BLOCKS = 64, 32  # sources of a program that counts, and lists that it looks at in a step
 
 
 @triton.jit(do_not_specialize=["room", "num_sources"])
@@ -37,23 +38,27 @@ def place_kernel(LISTS, LENGTH, PLACE, room, num_sources, N: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["blocks", "room", "ranks", "num_sources", "chunks"])
-def rank_kernel(PLACE, COUNT, ENTRY, blocks, room, ranks, num_sources, chunks, N: tl.constexpr):
+def rank_kernel(
+    PLACE, COUNT, ENTRY, blocks, room, ranks, num_sources, chunks, N: tl.constexpr, B: tl.constexpr
+):  # fmt: skip
     """COUNT ``[copies, S]`` and ENTRY ``[copies, ranks, S]``, numbers ``block * room + place``, for N sources of a
-    program."""
+    program, B lists at a time: a step waits for its loads only once."""
     pid = tl.program_id(0)
     copy = (pid // chunks).to(tl.int64)
     source = pid % chunks * N + tl.arange(0, N)
     there = source < num_sources
-    rank = tl.zeros([N], tl.int32)
-    at = PLACE + copy * blocks * num_sources + source
-    out = ENTRY + copy * ranks * num_sources + source
-    for block in range(blocks):
-        place = tl.load(at, mask=there, other=-1).to(tl.int32)
-        at += num_sources
+    count = tl.zeros([N], tl.int32)
+    PLACE += copy * blocks * num_sources
+    ENTRY += copy * ranks * num_sources
+    for start in range(0, blocks, B):
+        block = start + tl.arange(0, B)
+        at = PLACE + (block.to(tl.int64) * num_sources)[:, None] + source[None, :]
+        place = tl.load(at, mask=(block < blocks)[:, None] & there[None, :], other=-1).to(tl.int32)
         hit = place >= 0
-        tl.store(out + rank.to(tl.int64) * num_sources, block * room + place, mask=hit)
-        rank += hit.to(tl.int32)
-    tl.store(COUNT + copy * num_sources + source, rank, mask=there)
+        rank = count[None, :] + tl.cumsum(hit.to(tl.int32), 0) - 1
+        tl.store(ENTRY + rank.to(tl.int64) * num_sources + source[None, :], (block * room)[:, None] + place, mask=hit)
+        count += tl.sum(hit.to(tl.int32), 0)
+    tl.store(COUNT + copy * num_sources + source, count, mask=there)
 
 
 def transpose(lists: SourceLists) -> tuple[Tensor, Tensor]:
@@ -75,6 +80,6 @@ def transpose(lists: SourceLists) -> tuple[Tensor, Tensor]:
         rank_kernel,
         (copies * chunks, 1, 1),
         (place, count, entry, blocks, room, ranks, sources, chunks),
-        {"N": _RANK, "num_warps": 1, "num_stages": 4},
+        {"N": _RANK, "B": _BLOCKS, "num_warps": 2, "num_stages": 1},
     )
     return count, entry
