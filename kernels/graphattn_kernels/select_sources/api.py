@@ -13,7 +13,7 @@ from graphattn_kernels.select_sources.impl import reference
 __all__ = ["order_sources", "select_bits", "select_lists"]
 
 _WIDEST = 1 << 15  # sources of a row that one program of the kernel holds
-_COMPARED = 1 << 14  # sources of a row up to which comparing all pairs is faster than a sort
+_COMPARED = 1 << 13  # sources of a row up to which comparing all pairs is faster than a sort
 
 
 def select_bits(

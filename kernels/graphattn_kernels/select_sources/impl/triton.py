@@ -240,8 +240,8 @@ def select_lists(scores: Tensor, k: int, room: int, always: Tensor | None, own: 
 
 
 def _warps(width: int, rows: int) -> int:
-    """8 pairs of sources for a thread; where most of the device is idle anyway, as in a draw, 4."""
-    return min(max(width // (512 if rows > 64 else 256), 1), 32)
+    """16 pairs of sources for a thread; where most of the device is idle anyway, as in a draw, 8."""
+    return min(max(width // (1024 if rows > 64 else 512), 1), 32)
 
 
 def _launch(

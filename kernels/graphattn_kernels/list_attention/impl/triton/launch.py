@@ -34,7 +34,7 @@ class Config(NamedTuple):
 # compiler says for compute capability 9.0 (nothing spilled where half types are used); not yet tuned by time.
 _HALF = {
     attend_kernel: {128: Config(128, 64, 8, 3), 256: Config(128, 64, 8, 2), 512: Config(64, 32, 4, 2)},
-    row_kernel: {128: Config(64, 64, 4, 2), 256: Config(64, 32, 4, 2), 512: Config(32, 32, 4, 1)},
+    row_kernel: {128: Config(64, 64, 4, 3), 256: Config(64, 32, 4, 2), 512: Config(32, 32, 4, 1)},
     column_kernel: {128: Config(64, 64, 4, 2), 256: Config(64, 64, 8, 2), 512: Config(32, 32, 4, 1)},
 }
 # Without tensor cores (unless tf32 is allowed), products take twice the registers.
