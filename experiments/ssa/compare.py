@@ -37,15 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds: 0, 1, ... (default 3)")
     parser.add_argument("--parallel", type=int, default=1, help="networks that train side by side, over all GPUs")
     parser.add_argument("--epochs", type=int, help="instead of the configuration's")
+    parser.add_argument("--keep", type=float, nargs="+", default=list(KEEPS), help=f"shares that are kept, of {KEEPS}")
     parser.add_argument("--quick", action="store_true", help="tiny networks, few steps, one seed")
     options = parser.parse_args(argv)
     if options.seeds < 1 or options.parallel < 1:
         parser.error("--seeds and --parallel must be at least 1")
+    if not set(options.keep) <= set(KEEPS):
+        parser.error(f"--keep must be among {KEEPS}, got {options.keep}")
     out = options.out or Path("runs") / f"ssa-{options.task}"
     seeds = 1 if options.quick else options.seeds
     out.mkdir(parents=True, exist_ok=True)
     failed = _train(options, out, seeds)
-    table = read_table(out, variants_of(options.task), seeds)
+    table = read_table(out, variants_of(options.task, options.keep), seeds)
     if not table.parts:
         print("compare: error: no seed has all its networks", file=sys.stderr)
         return 2
@@ -66,10 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def variants_of(task: str) -> list[Variant]:
-    """Dense training first."""
-    found = [Variant(keep) for keep in KEEPS]
-    return found if task in ("pattern", "cluster") else [*found, Variant(LOCAL, "local")]
+def variants_of(task: str, keeps: Sequence[float] = KEEPS) -> list[Variant]:
+    """Dense training first, and in any case."""
+    found = [Variant(keep) for keep in KEEPS if keep in keeps or keep == 1.0]
+    has_windows = task not in ("pattern", "cluster") and LOCAL in keeps
+    return [*found, Variant(LOCAL, "local")] if has_windows else found
 
 
 def read_table(out: Path, variants: Sequence[Variant], seeds: int) -> Table:
@@ -89,7 +93,7 @@ def _train(options: argparse.Namespace, out: Path, seeds: int) -> list[str]:
     shared += [] if options.epochs is None else ["--epochs", str(options.epochs)]
     jobs: list[tuple[Job, list[str]]] = []
     for seed in range(seeds):
-        for variant in variants_of(options.task):
+        for variant in variants_of(options.task, options.keep):
             path = part_path(out, variant, seed)
             if not path.is_file():
                 arguments = [*shared, "--seed", str(seed), "--keep", str(variant.keep), "--scheme", variant.scheme]
@@ -111,7 +115,7 @@ def _costs(options: argparse.Namespace, out: Path) -> dict[str, dict[str, float 
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     print("== time and memory of a training step", flush=True)
-    found = measure_steps(options.task, variants_of(options.task), quick=options.quick)
+    found = measure_steps(options.task, variants_of(options.task, options.keep), quick=options.quick)
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
 

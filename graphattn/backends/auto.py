@@ -2,8 +2,7 @@
 
 | device | graph | in turn, the first that serves the call |
 | --- | --- | --- |
-| CUDA | windows of prompts, see :func:`_suits_tiles` | tiles |
-| CUDA | complete, causal, blocks of one size, other windows of prompts | sdpa, tiles, flex, edges |
+| CUDA | complete, causal, blocks of one size, windows of prompts | sdpa, tiles, flex, edges |
 | CUDA | another pattern, tiles filled :func:`~graphattn.graph.prepared.least_fill` or more | tiles, flex, edges |
 | CUDA | a list of edges, estimated to fill tiles that much, or prepared for tiles | tiles, edges |
 | any | lists of sources for blocks of :data:`LEAST_BLOCK` targets or more | lists, edges |
@@ -20,7 +19,6 @@ from __future__ import annotations
 
 import torch
 
-from graphattn.backends._windowed import SHORT
 from graphattn.backends.base import Backend, Call
 from graphattn.backends.edges import EDGES
 from graphattn.backends.flash import Flash
@@ -52,8 +50,6 @@ BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (*EDGES, TI
 def choose(call: Call) -> tuple[Backend, str]:
     """The backend that ``"auto"`` takes for a call, and why."""
     graph, on_cuda, width = call.graph, call.device.type == "cuda", call.q.shape[-1]
-    if on_cuda and isinstance(graph.pattern, GraphWindow) and _suits_tiles(call) and TILES.reason(call) is None:
-        return TILES, "node tokens are spread over the prompt, and tiles hold what each of them reads"
     if (on_cuda or _is_wide(call)) and SDPA.reason(call) is None:
         return SDPA, "the graph is dense"
     if isinstance(graph, ListGraph):
@@ -96,16 +92,6 @@ def named(name: str, call: Call) -> Backend:
     if reason is None:
         return BACKENDS[name]
     raise BackendError(f"backend {name!r} cannot run: {reason}; use 'auto'")
-
-
-def _suits_tiles(call: Call) -> bool:
-    """Whether tiles beat causal attention and the node rows once more, in the window of a prompt.
-
-    8 prompts of 4096 tokens, 73 of them nodes, bfloat16, on an H200, forward / forward + backward: 8 heads of 64, tiles
-    0.45 / 1.62 ms, sdpa 0.78 / 3.16 ms; 32 heads of 128, tiles 3.1 / 12.8 ms, sdpa 2.5 / 15.7 ms. Short prompts take a
-    mask of all pairs, which is made without waiting for the device.
-    """
-    return call.graph.num_targets > SHORT and (call.needs_grad or call.q.shape[-1] < 128)
 
 
 def _is_wide(call: Call) -> bool:

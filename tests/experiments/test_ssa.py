@@ -26,18 +26,19 @@ def test_every_network_is_dense_until_it_is_told_to_draw(task: str) -> None:
     names = [variant.name for variant in compare.variants_of(task)]
     assert names[:4] == ["dense", "ssa-0.5", "ssa-0.25", "ssa-0.125"]
     assert ("ssa-0.25-local" in names) == (task not in ("pattern", "cluster"))
+    assert [variant.name for variant in compare.variants_of(task, [0.5])] == ["dense", "ssa-0.5"]
 
 
 def test_digits_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.setattr(backends, "_HAS_NUMBA", False)
-    monkeypatch.setattr(compare, "variants_of", lambda task: [Variant(1.0), Variant(0.25)])
+    monkeypatch.setattr(compare, "variants_of", lambda task, keeps: [Variant(keep) for keep in (1.0, *keeps)])
     for module in (work, table):
         monkeypatch.setattr(module, "ENSEMBLES", (1, 2, 4, 8))
     monkeypatch.setattr(work, "PASSES", 8)
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.setenv(name, "0")
-    call = ["--task", "digits", "--quick", "--out", str(tmp_path)]
+    call = ["--task", "digits", "--quick", "--keep", "0.25", "--out", str(tmp_path)]
     assert compare.main(call) == 0
     text = (tmp_path / "compare.md").read_text()
     found = json.loads((tmp_path / "compare.json").read_text())

@@ -94,6 +94,13 @@ class Pooled(nn.Module):
         return OrderedDict(fine=fine, coarse=self.second(fine))
 
 
+@pytest.mark.parametrize("head", ["binary", "connectivity", "instances"])
+def test_few_logits_say_yes_before_training(head: str) -> None:
+    torch.manual_seed(0)
+    found = ConnNet(head=head)(torch.randn(2, 3, 64, 64)).sigmoid()
+    assert float((found - 0.2).abs().max()) < 0.1 and abs(float(found.mean()) - 0.2) < 0.02
+
+
 def test_any_backbone() -> None:
     backbone = Pooled()
     assert feature_levels(backbone, 3) == [Level(5, 2), Level(7, 4)]
