@@ -5,9 +5,8 @@ from __future__ import annotations
 from graphattn.backends.base import Backend, Call, Result, reason_in
 from graphattn.backends.plain import Layout, lacks
 from graphattn.errors import BackendError
-from graphattn.graph.bits import BitGraph
 from graphattn.graph.check import waits_for_nothing
-from graphattn.graph.prepared import blocks_of
+from graphattn.graph.prepared import blocks_of, builds_tiles_at_once
 from graphattn_kernels import backends as kernels
 from graphattn_kernels.block_attention.api import attend_checked, select
 
@@ -37,7 +36,7 @@ class Tiles(Backend):
 
     def reason(self, call: Call) -> str | None:
         graph, reason = call.graph, self.lacks(call)
-        if reason is not None or graph._blocks is not None or isinstance(graph, BitGraph):
+        if reason is not None or graph._blocks is not None or builds_tiles_at_once(graph):
             return reason
         if waits_for_nothing(call.device):
             return "its tiles are not built; call graph.prepare('tiles') before compiling or capturing"

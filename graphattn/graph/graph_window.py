@@ -12,7 +12,7 @@ from graphattn.graph.pattern import Pattern
 from graphattn.graph.reach import node_adjacency, same_node, tree_adjacency, within_hops
 from graphattn.graph.rules import Causal
 from graphattn.graph.window_maps import check_maps
-from graphattn_kernels.bits import to_blocks
+from graphattn_kernels.bits import WORD, to_blocks
 from graphattn_kernels.blocks import Blocks
 from graphattn_kernels.select_sources import select_bits
 
@@ -109,6 +109,25 @@ class GraphWindow(Pattern):
             reads = self.contains(row.unsqueeze(-1), (first + token).unsqueeze(1))
             self._row_mask = torch.where(absent, token == 0, reads)
         return self._row_mask
+
+    @property
+    def words(self) -> Tensor:
+        """int32 ``[copies, T, ceil(T / 32)]``: the graph as bits, where node tokens read no later ones; waits for
+        nothing."""
+        copies, tokens = self.slot.shape
+        first = torch.arange(0, tokens, WORD, device=self.device)
+        earlier = (torch.arange(1, tokens + 1, device=self.device).unsqueeze(1) - first).clamp(0, WORD)
+        causal = ((1 << earlier) - 1).int()  # of 32 bits, the lowest of a long: -1
+        words = causal.new_empty(copies, tokens + 1, causal.shape[1])  # rows that no token stands for: past the end
+        words[:, :-1] = causal
+        if self.rows.shape[1]:
+            number = self.rows.unsqueeze(-1).expand(-1, -1, words.shape[-1])
+            words = words.scatter(1, number, select_bits(self.row_mask, at=0))
+        words = words[:, :-1]
+        if self.mask is not None:
+            words = words & select_bits(self.mask.unsqueeze(1), at=0)
+            words = words.masked_fill(~self.mask.unsqueeze(-1), 0)
+        return words.contiguous()
 
     @property
     def row_blocks(self) -> Blocks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 from graphattn.errors import ArgumentError
 from graphattn.graph.bits import BitGraph
@@ -23,7 +23,15 @@ from graphattn_kernels._schedule import schedule_of
 from graphattn_kernels.bits import to_blocks
 from graphattn_kernels.blocks import Blocks
 
-__all__ = ["block_size", "blocks_of", "estimated_fill", "flex_mask_of", "prepare", "suitable_blocks"]
+__all__ = [
+    "block_size",
+    "blocks_of",
+    "builds_tiles_at_once",
+    "estimated_fill",
+    "flex_mask_of",
+    "prepare",
+    "suitable_blocks",
+]
 
 # Share of the pairs in tiles from which tiles beat a walk along the edges, which takes time for every channel of an
 # edge where a tile takes the same for 16 channels as for 64. Measured on an H200 with experiments/benchmarks, forward /
@@ -154,12 +162,24 @@ def _make(graph: TokenGraph, block: int | tuple[int, int] | None, order: Order) 
     if isinstance(graph, BitGraph) and order is None and (block is None or isinstance(block, int)):
         size = block_size(graph)[0] if block is None else block
         return to_blocks(graph.flat_words, graph.num_sources, size, graph.leading_axes)
+    if _is_uni(rule) and order is None and (block is None or isinstance(block, int)):
+        size = block_size(graph)[0] if block is None else block
+        return to_blocks(rule.words, graph.num_sources, size, graph.leading_axes, causal=True)
     if order is None and isinstance(rule, Grid | Neighbourhood) and rule.width > _CELLS < rule.height:
         # A cell's neighbours stand in a few squares of cells, but in as many stretches of rows as the radius says.
         order = image_tiles(rule.height, rule.width, _CELLS)
         block = _CELLS * _CELLS if block is None else block
     sizes = block_size(graph) if block is None else (block, block) if isinstance(block, int) else block
     return make_blocks(graph, block_targets=sizes[0], block_sources=sizes[1], order=order)
+
+
+def builds_tiles_at_once(graph: TokenGraph) -> bool:
+    """Whether tiles are made without waiting for the device."""
+    return isinstance(graph, BitGraph) or _is_uni(graph.pattern)
+
+
+def _is_uni(pattern: Pattern | None) -> TypeGuard[GraphWindow]:
+    return isinstance(pattern, GraphWindow) and pattern.direction == "uni"
 
 
 def _is_dense(pattern: Pattern | None) -> bool:

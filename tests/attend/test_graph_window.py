@@ -11,8 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from graphattn import TokenGraph, attend, explain, patterns
+from graphattn._fold import Fold
 from graphattn.backends import _windowed
+from graphattn.backends.auto import _suits_tiles
+from graphattn.backends.base import Call
+from graphattn.backends.tiles import Tiles
 from graphattn.graph.graph_window import GraphWindow
+from graphattn.graph.prepared import blocks_of
+from graphattn.score import DotScore
+from graphattn_kernels.bits import unpack
+from graphattn_kernels.blocks import to_mask
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -118,6 +126,35 @@ def test_backends_agree(backend: str, side: str) -> None:
     batch = prompt_batch(side)
     graph = window_of(batch, 1, "bidi", side).to(DEVICE)
     check(graph, rows_of(3, 60), backend, backward=backend != "flex" or CUDA)
+
+
+@pytest.mark.parametrize("tokens", [60, 200])
+@pytest.mark.parametrize("side", SIDES)
+def test_the_bits_of_a_window(side: str, tokens: int) -> None:
+    graph = window_of(prompt_batch(side, tokens), 1, "uni", side).to(DEVICE)
+    dense = graph.to_dense()
+    assert torch.equal(unpack(graph.words, tokens), dense)
+    assert torch.equal(to_mask(blocks_of(graph)), dense)
+    alone = {name: x[0] for name, x in prompt_batch(side, tokens).items()}
+    alone_graph = window_of(alone, 1, "uni", side).to(DEVICE)
+    assert torch.equal(unpack(alone_graph.words, tokens)[0], alone_graph.to_dense())
+    assert torch.equal(to_mask(blocks_of(alone_graph)).view(tokens, tokens), alone_graph.to_dense())
+
+
+def test_long_windows_take_tiles_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice as on CUDA: reasons that the machine has are left out."""
+    monkeypatch.setattr(Tiles, "reason", lambda self, call: None)
+    for direction, side, tokens, width, tiled in [
+        ("uni", "none", 600, 64, True),
+        ("uni", "none", 600, 128, False),
+        ("uni", "left", 600, 128, True),
+        ("bidi", "none", 600, 64, False),
+        ("uni", "none", 60, 64, False),
+    ]:
+        graph = window_of(prompt_batch(side, tokens), 1, direction, side)
+        q, k, v, _ = rows_of(3, tokens, 1, width)
+        call = Call(graph, Fold(graph, (3,), 1), q, k, v, DotScore())
+        assert _suits_tiles(call, graph) == tiled
 
 
 @pytest.mark.triton

@@ -126,6 +126,19 @@ def test_bits_there_and_back() -> None:
         assert torch.equal(to_mask(blocks.T).cpu(), mask.mT)
 
 
+@pytest.mark.parametrize("tokens", [1, 64, 70, 200])
+def test_tiles_of_causal_bits_leave_out_half(tokens: int) -> None:
+    mask = (torch.rand(3, tokens, tokens, generator=torch.Generator().manual_seed(0)) < 0.3).tril()
+    for block in (32, 64, 128):
+        blocks = to_blocks(pack(mask).to(DEVICE), tokens, block, "b", causal=True)
+        assert torch.equal(to_mask(blocks).cpu(), mask) and torch.equal(to_mask(blocks.T).cpu(), mask.mT)
+        rows = -(-tokens // block)
+        for view in (blocks.by_target, blocks.by_source):
+            assert view.num_tiles == 3 * rows * (rows + 1) // 2 == int(view.ptr[-1])
+            for first, last in zip(view.ptr[:-1].tolist(), view.ptr[1:].tolist(), strict=True):
+                assert bool((view.index[first:last].diff() == 1).all())
+
+
 @pytest.mark.triton
 @pytest.mark.skipif(not TRITON, reason="needs triton, CUDA or TRITON_INTERPRET=1")
 @pytest.mark.parametrize("block", [32, 64, 128])
