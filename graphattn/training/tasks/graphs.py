@@ -24,7 +24,7 @@ class GraphRegression(GraphTask):
         model: Returns ``[B]`` or ``[B, T]``; targets ``y`` are float ``[B]`` or ``[B, T]``, NaN where unlabelled.
         loss: ``"l1"`` (mean absolute error) or ``"mse"``.
         metric: ``"mae"``, or ``"rmse"`` (the root for each target, averaged over targets as OGB does).
-        **kwargs: ``optimizer``, ``lr_scheduler``, ``train_transform``, ``stop_lr`` of
+        **kwargs: ``optimizer``, ``lr_scheduler``, ``train_transform``, ``stop_lr``, ``capture`` of
             :class:`~graphattn.training.GraphTask`.
     """
 
@@ -59,7 +59,7 @@ class GraphClassification(GraphTask):
             NaN (unlabelled, skipped), binary cross-entropy; one binary label is ``T = 1``.
         metric: ``"accuracy"`` (per cent) for ``"multiclass"``; ``"average_precision"`` (fraction) or ``"roc_auc"``
             (per cent), both averaged over tasks as OGB does, for ``"multilabel"``. ``None``: the first that fits.
-        **kwargs: ``optimizer``, ``lr_scheduler``, ``train_transform``, ``stop_lr`` of
+        **kwargs: ``optimizer``, ``lr_scheduler``, ``train_transform``, ``stop_lr``, ``capture`` of
             :class:`~graphattn.training.GraphTask`.
     """
 

@@ -21,7 +21,7 @@ class ImageClassification(GraphTask):
     Args:
         model: Called with the images alone; returns class scores ``[B, num_classes]``.
         label_smoothing: Of the training loss, 0 to 1.
-        **kwargs: ``optimizer``, ``lr_scheduler``, ``train_transform``, ``stop_lr`` of
+        **kwargs: ``optimizer``, ``lr_scheduler``, ``train_transform``, ``stop_lr``, ``capture`` of
             :class:`~graphattn.training.GraphTask`.
 
     Raises:

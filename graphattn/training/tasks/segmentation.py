@@ -41,7 +41,7 @@ class Segmentation(GraphTask):
         metric: The metric of the validation that chooses the best checkpoint; ``None``: the first.
         at: Threshold of probabilities in evaluation.
         min_pixels: Smaller components are no instances.
-        **kwargs: ``optimizer``, ``lr_scheduler``, ``train_transform``, ``stop_lr`` of
+        **kwargs: ``optimizer``, ``lr_scheduler``, ``train_transform``, ``stop_lr``, ``capture`` of
             :class:`~graphattn.training.GraphTask`.
 
     Raises:

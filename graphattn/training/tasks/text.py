@@ -47,7 +47,7 @@ class LanguageModelling(GraphTask):
     Args:
         model: Called with the tokens alone; returns scores ``[B, N, vocab]`` (:class:`CausalTransformer
             <graphattn.models.sequence.CausalTransformer>`).
-        **kwargs: ``optimizer``, ``lr_scheduler``, ``train_transform``, ``stop_lr`` of
+        **kwargs: ``optimizer``, ``lr_scheduler``, ``train_transform``, ``stop_lr``, ``capture`` of
             :class:`~graphattn.training.GraphTask`.
     """
 
