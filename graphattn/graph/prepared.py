@@ -115,7 +115,7 @@ def suitable_blocks(graph: TokenGraph, width: int | None = None) -> Blocks | Non
         graph: The graph.
         width: Channels of a head; ``None``: as many as favour tiles.
     """
-    if isinstance(graph, BitGraph):  # its tiles cost one kernel, its edges a wait
+    if builds_tiles_at_once(graph):  # its edges cost a wait
         return blocks_of(graph)
     if waits_for_nothing(graph.device):
         return None if graph._tile_fill is None or graph._tile_fill < least_fill(width) else graph._blocks
