@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> Outcome:
 
     Raises:
         ConfigError: If the configuration is not of a segmentation.
-        DataError: If there are no photographs, or one cannot be read and ``--on_error`` is ``stop``.
+        DataError: If there are no photographs, none of them can be read, or one cannot and ``--on_error`` is ``stop``.
     """
     parser = argparse.ArgumentParser("graphattn predict --images", allow_abbrev=False)
     parser.add_argument("--images", required=True, type=Path, help="a folder of photographs, or one")
@@ -72,6 +72,8 @@ def run(argv: Sequence[str]) -> Outcome:
     outcome = predict_folder(
         task, files, options.out, size=size, max_side=options.max_side, on_error=options.on_error, progress=True
     )
+    if not outcome.written:
+        raise DataError(f"none of {len(files)} photographs could be read; the first: {outcome.skipped[0][1]}")
     print(f"{len(outcome.written)} pictures written to {options.out or 'the folder of the photographs'}")
     if outcome.skipped:
         print(f"skipped {len(outcome.skipped)} of {len(files)}:")

@@ -166,6 +166,26 @@ def test_a_cuda_graph_replays_on_new_inputs(dtype: torch.dtype, known: bool) -> 
             assert torch.equal(a, b)
 
 
+def test_a_kernel_may_be_new_inside_a_cuda_graph() -> None:
+    """With hubs or without is two kernels, and which one is known only when the device has counted."""
+    structure = large_structure(tokens=60, edges=900)
+    random = torch.Generator("cuda").manual_seed(0)
+    shape = (60, 3, 20)  # of no other test
+    q, k, v = (torch.randn(shape, generator=random, device="cuda").requires_grad_() for _ in range(3))
+
+    def step() -> list[Tensor]:
+        out, _ = csr_attention(structure, q, k, v, backend="triton")
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), (q, k, v))]
+
+    (q * q).sum().backward()  # PyTorch's own preparations
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+    graph.replay()
+    for a, b in zip(results, step(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_tiles_neither_wait_nor_mind_a_cuda_graph() -> None:
     random = torch.Generator("cuda").manual_seed(0)
 

@@ -117,6 +117,25 @@ def test_any_backbone() -> None:
         ConnNet(backbone=backbone)
 
 
+class ChannelsLast(Pooled):
+    """As timm's Swin has it."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]
+        return [m.permute(0, 2, 3, 1) for m in super().forward(x).values()]
+
+
+def test_channels_where_they_do_not_belong() -> None:
+    with pytest.raises(ArgumentError, match=r"square maps .*\[1, 32, 32, 5\].* permute maps whose channels stand last"):
+        ConnNet(backbone=ChannelsLast())
+    backbone = ChannelsLast()
+    backbone.feature_info = [{"num_chs": 5, "reduction": 2}, {"num_chs": 7, "reduction": 4}]  # type: ignore[assignment]
+    with pytest.raises(ArgumentError, match=r"maps of \[5, 7\] channels, which stand first"):
+        ConnNet(backbone=backbone)(torch.randn(1, 3, 16, 16))
+    for shape in ((3, 16, 16), (1, 4, 16, 16)):
+        with pytest.raises(ArgumentError, match=r"x must be photographs \[B, 3, H, W\], got shape"):
+            ConnNet()(torch.randn(*shape))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -305,6 +305,8 @@ def test_fit_then_pictures_beside_photographs(parts: Parts, tmp_path: Path, caps
         assert picture.size == (20, 33)
     assert main([*call, "--on_error", "stop"]) == 1
     assert "broken.jpg cannot be read" in capsys.readouterr().err
+    assert main([*call[:-1], str(album / "broken.jpg")]) == 1
+    assert "none of 1 photographs could be read; the first: " in capsys.readouterr().err
     empty = tmp_path / "empty"
     empty.mkdir()
     assert main([*call[:-1], str(empty)]) == 1

@@ -79,14 +79,28 @@ class _Residual(nn.Module):
         return torch.relu(self.second(torch.relu(self.first(x))) + self.beside(x))
 
 
-def features_of(backbone: nn.Module, x: Tensor) -> list[Tensor]:
-    """The feature maps of any encoder, largest first: a list or tuple, or the values of a dict."""
+def features_of(backbone: nn.Module, x: Tensor, channels: Sequence[int] | None = None) -> list[Tensor]:
+    """The feature maps of any encoder, largest first: a list or tuple, or the values of a dict.
+
+    Args:
+        backbone: The encoder.
+        x: ``[B, in_channels, H, W]``.
+        channels: Of each map, where they are known.
+
+    Raises:
+        ArgumentError: If it returns something else, or maps of other channels.
+    """
     found = backbone(x)
     maps = list(found.values()) if isinstance(found, dict) else list(found)
     if not maps or any(not isinstance(m, Tensor) or m.dim() != 4 for m in maps):
         raise ArgumentError(
             f"backbone must return a list of feature maps [B, C, H, W], got {type(found).__name__} from "
             f"{type(backbone).__name__}; timm's models do with features_only=True"
+        )
+    if channels is not None and [m.shape[1] for m in maps] != list(channels):
+        raise ArgumentError(
+            f"backbone must return maps of {list(channels)} channels, which stand first ([B, C, H, W]), got shapes "
+            f"{[list(m.shape) for m in maps]}; permute maps whose channels stand last (timm's Swin)"
         )
     return maps
 
@@ -125,4 +139,9 @@ def _looked_at(backbone: nn.Module, in_channels: int, side: int = 64) -> list[Le
     finally:
         for module, mode in modes:
             module.training = mode
+    if any(m.shape[-2] != m.shape[-1] for m in maps):  # of a square
+        raise ArgumentError(
+            f"backbone must return square maps [B, C, H, W] of a square photograph, got shapes "
+            f"{[list(m.shape) for m in maps]}; permute maps whose channels stand last (timm's Swin)"
+        )
     return [Level(m.shape[1], side // m.shape[-1]) for m in maps]

@@ -72,13 +72,14 @@ class ConnNet(nn.Module):
         self.head, self.num_classes, self.neighbours = head, num_classes, neighbours
         self.backbone = ConvBackbone(in_channels, **(backbone_options or {})) if backbone is None else backbone
         levels = feature_levels(self.backbone, in_channels)
+        self.in_channels, self.channels = in_channels, [level.channels for level in levels]
         self.stride = levels[-1].stride
         self.long_range: nn.Module = nn.Identity()
         if long_range is not None:
             mechanism = "embedded_gaussian" if long_range == "non_local" else long_range
             self.long_range = NonLocalBlock(levels[-1].channels, mechanism=mechanism, **(long_range_options or {}))
         widths = [min(2**n, 4) * width for n in range(len(levels))]
-        self.pyramid = FeaturePyramid([level.channels for level in levels], widths)
+        self.pyramid = FeaturePyramid(self.channels, widths)
         self.predict = nn.Conv2d(width, num_logits(head, num_classes, neighbours), 3, padding=1)
         nn.init.normal_(self.predict.weight, std=0.01)
         assert self.predict.bias is not None
@@ -87,14 +88,20 @@ class ConnNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of photographs ``[B, in_channels, H, W]`` of any size: ``[B, num_classes, H, W]`` (binary), or
         ``[B, num_classes * neighbours, H, W]``, the channels of a class together, in the order of
-        :mod:`graphattn.mechanisms.connectivity`."""
+        :mod:`graphattn.mechanisms.connectivity`.
+
+        Raises:
+            ArgumentError: If the photographs have other channels, or the backbone's maps do.
+        """
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ArgumentError(f"x must be photographs [B, {self.in_channels}, H, W], got shape {list(x.shape)}")
         height, width = x.shape[-2:]
         below, right = -height % self.stride, -width % self.stride
         if below or right:  # the border goes on, so that it is no edge
             x = F.pad(x, (0, right, 0, below), mode="replicate")
         if x.is_cuda:
             x = x.contiguous(memory_format=torch.channels_last)
-        maps = features_of(self.backbone, x)
+        maps = features_of(self.backbone, x, self.channels)
         maps[-1] = self.long_range(maps[-1])
         fine = self.pyramid(maps)
         if fine.shape[-2:] != x.shape[-2:]:  # backbones that start coarser than the photograph
