@@ -12,7 +12,7 @@ from graphattn._inputs import autocast, check_clamp, check_edge_tensor, check_gr
 from graphattn._merge import AttentionOutput, merge
 from graphattn._watch import Seen, tell, watching
 from graphattn.backends import Call, choose, named
-from graphattn.backends.base import EdgeBias
+from graphattn.backends.base import Backend, EdgeBias
 from graphattn.backends.remembered import kind_of, recall, remember
 from graphattn.backends.steps import edge_scores, why_unfused
 from graphattn.backends.unfused import attend_unfused, move, working_dtype
@@ -107,7 +107,7 @@ def attend(
     # Of equal calls only the first is checked, but for what is not of tensors: values of options, and the seed.
     options = clamp is None, dropout_p == 0.0, need_lse, need_product, backend
     kind = kind_of(q, k, values, score, edge_bias, edge_gate, *options)
-    chosen = recall(graph, kind)
+    chosen: Backend | None = recall(graph, kind)
     if chosen is None:
         check_inputs(graph, q, k, values, score, edge_bias=_rows(edge_bias), edge_gate=edge_gate)
     if values is None:

@@ -14,6 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from experiments.benchmarks import ONE_THREAD
+
 __all__ = ["main"]
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -23,19 +25,22 @@ _RESTARTS = 3  # of a section whose process died
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0 if every section ran to its end."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     if options.worker:
         return _work(options)
 
     import torch
 
     from experiments.benchmarks import peers, report, workloads
+    from experiments.benchmarks.device import check_device
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(parser, device, "--device cpu measures the CPU's workload, --size tiny tries the others out")
     if options.workloads is None and device == "cpu" and options.size == "full":
         options.workloads = "CPU"  # the other workloads are for a GPU
     try:
-        specs = workloads.find(_names(options.workloads), quick=options.quick)
+        specs = workloads.find(_names(options.workloads), quick=options.quick, size=options.size)
         peers.find(_names(options.peers))
     except ValueError as error:
         print(f"benchmarks: error: {error}", file=sys.stderr)
@@ -59,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, before)
     rows, facts = report.read(journals)
     command = ["python -m experiments.benchmarks", *arguments]
-    report.write(out, rows, facts, report.environment(command, options.seed))
+    report.write(out, rows, facts, report.environment(command, options.seed, device))
     print(f"\n{(out / 'benchmark.md').read_text(encoding='utf-8')}\n{out}/benchmark.md, .json, .png, rows.csv")
     return code
 
@@ -137,6 +142,7 @@ class _Sections:
         command += ["--seconds", str(options.seconds), "--limit", str(options.limit), "--out", str(self.out.resolve())]
         command += ["--peers", options.peers] if options.peers else []
         command += ["--quick"] if options.quick else []
+        command += ["--one-thread"] if options.one_thread else []
         path = os.pathsep.join([str(_ROOT), *(str(_ROOT / name) for name in ("kernels", "datasets"))])
         inherited = os.environ.get("PYTHONPATH")
         env = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{inherited}" if inherited else path}
@@ -174,7 +180,9 @@ def _work(options: argparse.Namespace) -> int:
     sys.stdin.readline()  # the word to begin
     if options.device == "cpu":
         torch.set_num_threads(2)
-    specs = workloads.find(_names(options.workloads), quick=options.quick)
+    if options.one_thread:
+        torch.autograd.set_multithreading_enabled(False)
+    specs = workloads.find(_names(options.workloads), quick=options.quick, size=options.size)
     effort = Effort(options.seconds / 4, 5, 30, 2) if options.quick else Effort(options.seconds)
     found = Options(options.device, options.seed, options.size, effort, options.limit)
     chosen = peers.find(_names(options.peers))
@@ -209,6 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", choices=("full", "tiny"), default="full", help="tiny: the workloads in miniature, for tests")
     add("--no-warm", action="store_true", help="do not compile everything ahead")
     add("--go-on", action="store_true", help="keep the rows that --out holds already and measure the others")
+    add("--one-thread", action="store_true", help=ONE_THREAD)
     for name in ("--worker", "--warm"):
         add(name, action="store_true", help=argparse.SUPPRESS)
     return parser

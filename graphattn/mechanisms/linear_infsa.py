@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 from torch import Tensor
 
-from graphattn.errors import ArgumentError
+from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
 from graphattn.graph.rules import Causal
 from graphattn.mechanisms.base import check_rows, drop_seed
@@ -76,10 +78,16 @@ def linear_infsa(
 
     Raises:
         ArgumentError: If shapes or values do not fit.
+        ArgumentTypeError: If types, dtypes or devices do not fit.
     """
-    rows = target_rows(graph, q, k, v, side, steps, pool, dropout_p, dropout_seed, eps, backend)
-    factor = gamma.to(rows.dtype).unsqueeze(-1) if isinstance(gamma, Tensor) else gamma
-    return (rows * factor).expand(*rows.shape[:-3], graph.num_targets, *rows.shape[-2:])
+    options = side, steps, pool, dropout_p, dropout_seed, eps, backend
+    if not isinstance(gamma, Tensor):
+        if not isinstance(gamma, Real):
+            raise ArgumentTypeError(f"gamma must be a number or a tensor, got {type(gamma).__name__}")
+        return target_rows(graph, q, k, v, *options, factor=float(gamma), spread=True)
+    rows = target_rows(graph, q, k, v, *options)
+    rows = rows * gamma.to(rows.dtype).unsqueeze(-1)
+    return rows.expand(*rows.shape[:-3], graph.num_targets, *rows.shape[-2:])
 
 
 def causal_linear_infsa(

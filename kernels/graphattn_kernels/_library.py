@@ -119,7 +119,7 @@ def _differentiable(
         if not torch.is_grad_enabled():
             return compute(*args)
         inputs = args[differentiable]
-        if not any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        if True not in [x.requires_grad for x in inputs if isinstance(x, Tensor)]:
             return compute(*args)
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(
@@ -149,6 +149,8 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
     float64 stays, as in PyTorch's own operators.
     """
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     device = next((x.device.type for x in tensors if isinstance(x, Tensor)), "cpu")
     if device not in ("cpu", "cuda", "mps", "xpu") or not torch.is_autocast_enabled(device):
         return tensors

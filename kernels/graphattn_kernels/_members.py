@@ -17,7 +17,7 @@ from torch import Tensor
 from graphattn_kernels._calls import check_alike, lacks, triton_or
 from graphattn_kernels.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["MEMBERS_SCHEMA", "Members", "batched", "check", "in_full", "select", "without_padding"]
+__all__ = ["MEMBERS_SCHEMA", "WHOLE", "Members", "batched", "checked", "in_full", "select", "without_padding"]
 
 MEMBERS_SCHEMA = "Tensor? target_lengths, Tensor? source_lengths, Tensor? target_ptr, Tensor? source_ptr"
 
@@ -45,6 +45,14 @@ class Members(NamedTuple):
         return ((slice(*t), slice(*s)) for t, s in zip(targets, sources, strict=True))
 
 
+_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+_MOST = 1024  # kinds of calls that are remembered
+_chosen: dict[tuple[Any, ...], str] = {}
+
+WHOLE = Members(None, None, None, None)
+"""Every batch entry is a member, without padding."""
+
+
 def batched(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """With a batch axis of one where there is none."""
     return (q, k, v) if q.dim() == 4 else (q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0))
@@ -52,6 +60,8 @@ def batched(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def in_full(x: Tensor) -> AbstractContextManager[Any]:
     """Products in the dtype of their factors: autocast has been heeded when the arguments came in."""
+    if not torch._C._is_any_autocast_enabled():
+        return nullcontext()
     device = x.device.type
     if device in ("cpu", "cuda", "mps", "xpu") and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
@@ -67,19 +77,36 @@ def without_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def select(backend: str, q: Tensor, v: Tensor) -> str:
-    """The backend for these tensors: ``"triton"``, ``"gather"`` or ``"reference"``.
-
-    Raises:
-        ArgumentError: If there is no backend of this name.
-        BackendError: If a backend that was named cannot run here; the text says why.
-    """
+    """:func:`checked` without a look at the rest."""
     if backend in ("reference", "gather"):
         return backend
     return triton_or("gather", backend, q.device, lambda: lacks(q, v))
 
 
-def check(q: Any, k: Any, v: Any, members: Members) -> None:
-    """Raise unless tensors and members fit; values on the device are not looked at."""
+def checked(backend: str, q: Any, k: Any, v: Any, members: Members) -> str:
+    """The backend for these tensors: ``"triton"``, ``"gather"`` or ``"reference"``; values on the device are not looked
+    at. Of equal calls only the first is checked, which takes the host as long as launches do.
+
+    Raises:
+        ArgumentError: If tensors and members do not fit, or there is no backend of this name.
+        ArgumentTypeError: If types do not fit.
+        BackendError: If a backend that was named cannot run here; the text says why.
+    """
+    if torch.compiler.is_compiling() or not _PLAIN.issuperset((type(q), type(k), type(v), *map(type, members))):
+        _check(q, k, v, members)
+        return select(backend, q, v)
+    kind = (backend, *[None if x is None else (x.shape, x.dtype, x.device) for x in (q, k, v, *members)])
+    name = _chosen.get(kind)
+    if name is None:
+        _check(q, k, v, members)
+        name = select(backend, q, v)
+        if len(_chosen) >= _MOST:
+            _chosen.clear()
+        _chosen[kind] = name
+    return name
+
+
+def _check(q: Any, k: Any, v: Any, members: Members) -> None:
     check_alike(q, k, v)
     if q.dim() not in (3, 4):
         raise ArgumentError(f"q must be [B, T, H, D] or [T, H, D], got shape {list(q.shape)}")

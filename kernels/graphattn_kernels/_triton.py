@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,10 +18,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["aligned", "dense_rows", "guard", "join", "launch", "next_power_of_2", "padded", "split", "strides_of"]
+__all__ = [
+    "aligned",
+    "dense_rows",
+    "guard",
+    "join",
+    "launch",
+    "next_power_of_2",
+    "number_of",
+    "padded",
+    "split",
+    "strides_of",
+]
 
 _INTERPRETED = triton.knobs.runtime.interpret
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 
 
 class _Compiled(NamedTuple):
@@ -35,6 +50,12 @@ class _Compiled(NamedTuple):
 
 
 _compiled: dict[tuple[Any, ...], _Compiled] = {}
+_numbers: dict[tuple[Any, ...], int] = {}
+
+
+def number_of(kind: tuple[Any, ...]) -> int:
+    """A number for a kind of launches, which is looked up sooner than the kind."""
+    return _numbers.setdefault(kind, len(_numbers))
 
 
 def launch(
@@ -77,7 +98,8 @@ def launch(
 
 
 def _compile(kernel: Any, grid: tuple[int, int, int], args: tuple[Any, ...], constants: dict[str, Any]) -> _Compiled:
-    compiled = kernel[grid](*args, **constants)  # and launched
+    with _loading_is_allowed():
+        compiled = kernel[grid](*args, **constants)  # and launched
     driver = triton.runtime.driver.active
     return _Compiled(
         compiled,
@@ -88,6 +110,24 @@ def _compile(kernel: Any, grid: tuple[int, int, int], args: tuple[Any, ...], con
         driver.get_current_device(),
         driver.get_current_stream,
     )
+
+
+@contextmanager
+def _loading_is_allowed() -> Iterator[None]:
+    """Loading a kernel breaks a CUDA graph that is being captured, unless the thread has said that it knows best.
+
+    A kernel may be new there though all steps before the capture were the same: whether a graph has hubs is known only
+    when the device has counted them, and there are kernels for either.
+    """
+    if not torch.cuda.is_current_stream_capturing():
+        yield
+        return
+    driver, mode = ctypes.CDLL(_DRIVER), ctypes.c_int(_RELAXED)
+    driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))  # leaves the mode before in it
+    try:
+        yield
+    finally:
+        driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
 
 
 def _kind(x: Any) -> Any:
@@ -132,7 +172,7 @@ def strides_of(dtype: torch.dtype, *layouts: tuple[tuple[int, ...], tuple[int, .
 
 def guard(x: Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current device: make it that of ``x``."""
-    if x.is_cuda and x.get_device() != torch.cuda.current_device():
+    if x.is_cuda and x.get_device() != torch._C._cuda_getDevice():
         return torch.cuda.device(x.device)
     return nullcontext()
 

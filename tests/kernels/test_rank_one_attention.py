@@ -131,6 +131,26 @@ def test_reference_differentiates_twice() -> None:
 def test_gather_is_the_reference(kind: str) -> None:
     inputs, members = make(kind)
     assert_like_reference(inputs, torch.float64, "gather", **members)
+    assert_like_reference(inputs, torch.float64, "gather", **members, factor=-0.7)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["one", "batch", "padded"])
+def test_a_row_for_each_target(kind: str, backend: str, small_chunks: None) -> None:
+    """The row by the factor, without a copy; its gradient is that of a sum over targets, added up in full precision."""
+    inputs, members = make(kind)
+    for dtype in (torch.float32, torch.bfloat16):
+        rounded = [x.to(dtype).double() for x in inputs]
+        ours = values_and_gradients(rounded, dtype, backend=backend, factor=1.5, spread=True, **members)
+        leaves = [x.requires_grad_() for x in rounded]
+        rows = 1.5 * rank_one_attention(*leaves, backend="reference", **members)
+        truth = rows.unsqueeze(-3).expand(ours[0].shape)
+        random = torch.Generator().manual_seed(5)  # as in values_and_gradients
+        slope = torch.randn(truth.shape, generator=random, dtype=torch.float64).to(DEVICE, torch.bfloat16).double()
+        for name, a, b in zip(NAMES, ours, [truth, *torch.autograd.grad(truth, leaves, slope)], strict=True):
+            assert a.shape == b.shape, name
+            assert (a.double() - b).norm() < TOLERANCE[dtype] * b.norm(), name
+        assert ours[0].stride(-3) == 0
 
 
 def test_members_are_graphs_of_their_own() -> None:
@@ -231,7 +251,7 @@ class TestTriton:
         x = [torch.randn(2, 5, 1, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
         lengths = torch.tensor([5, 2], device=DEVICE)
         op = torch.ops.graphattn.rank_one_attention.default
-        torch.library.opcheck(op, (*x, lengths, lengths, None, None, 1e-6, 1e-5, "triton"))
+        torch.library.opcheck(op, (*x, lengths, lengths, None, None, 1e-6, 1e-5, 0.9, True, "triton"))
 
 
 # --- properties -----------------------------------------------------------------------------------------------
@@ -274,6 +294,9 @@ def test_no_tokens(targets: int, sources: int, backend: str) -> None:
     assert out.shape == (2, 16) and (out == 0).all()
     for y, grad in zip(x, torch.autograd.grad(out.sum(), x), strict=True):
         assert grad.shape == y.shape and (grad == 0).all()
+    out = rank_one_attention(*x, spread=True, backend=backend)
+    assert out.shape == (targets, 2, 16) and (out == 0).all()
+    assert all((grad == 0).all() for grad in torch.autograd.grad(out.sum(), x))
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
@@ -282,7 +305,8 @@ def test_compile(backend: str) -> None:
     torch._dynamo.reset()
 
     def f(*inputs: Tensor) -> Tensor:
-        return rank_one_attention(*inputs, backend=backend).square().sum()
+        rows = rank_one_attention(*inputs, factor=0.5, spread=True, backend=backend)
+        return (rows * inputs[0]).sum() + rank_one_attention(*inputs, backend=backend).square().sum()
 
     compiled = torch.compile(f, fullgraph=True, dynamic=True, backend="aot_eager")
     for n in (11, 20) if backend == "gather" else (11,):
@@ -297,7 +321,9 @@ def test_opcheck_of_gather(ragged: bool) -> None:
     members: tuple[Tensor | None, ...] = (torch.tensor([6, 2]), torch.tensor([0, 5]), None, None)
     if ragged:
         members = None, None, torch.tensor([0, 2, 6]), torch.tensor([0, 5, 5])
-    torch.library.opcheck(torch.ops.graphattn.rank_one_attention.default, (*x, *members, 1e-6, 1e-5, "gather"))
+    torch.library.opcheck(
+        torch.ops.graphattn.rank_one_attention.default, (*x, *members, 1e-6, 1e-5, 0.9, not ragged, "gather")
+    )
 
 
 def test_autocast() -> None:
@@ -319,9 +345,10 @@ def test_no_second_derivative() -> None:
     [
         (ArgumentTypeError, "v must be a tensor, got list", {"v": [1.0]}),
         (ArgumentError, "k must have the channels of q, 4, got 5", {"k": torch.ones(2, 6, 3, 5)}),
-        (ArgumentError, "scale must be positive, got -1", {"scale": -1}),
-        (ArgumentError, "eps must be positive, got 0", {"eps": 0.0}),
+        (ArgumentError, "scale and eps must be positive, got -1", {"scale": -1}),
+        (ArgumentError, "scale and eps must be positive, got .* and 0", {"eps": 0.0}),
         (ArgumentError, "backend must be", {"backend": "best"}),
+        (ArgumentTypeError, "factor must be a number, got list", {"factor": [1.0]}),
         (ArgumentError, "target_ptr and source_ptr come together", {"source_ptr": torch.tensor([0, 5])}),
     ],
 )
@@ -329,6 +356,26 @@ def test_bad_input(error: type[Exception], match: str, given: dict[str, object])
     good = {"q": torch.ones(2, 5, 3, 4), "k": torch.ones(2, 6, 3, 4), "v": torch.ones(2, 6, 3, 4)}
     with pytest.raises(error, match=match):
         rank_one_attention(**{**good, **given})  # type: ignore[arg-type]
+
+
+def test_what_was_checked_is_remembered_by_shape_dtype_and_device() -> None:
+    good = {"q": torch.ones(2, 5, 3, 4), "k": torch.ones(2, 6, 3, 4), "v": torch.ones(2, 6, 3, 4)}
+    for _ in range(2):
+        rank_one_attention(**good)
+        with pytest.raises(ArgumentTypeError, match="v must have the dtype"):
+            rank_one_attention(**{**good, "v": good["v"].double()})
+        with pytest.raises(ArgumentError, match="one row for each source"):
+            rank_one_attention(**{**good, "v": torch.ones(2, 7, 3, 4)})
+        with pytest.raises(ArgumentError, match="one length for each batch entry"):
+            rank_one_attention(**good, target_lengths=torch.tensor([5, 5, 5]))
+        with pytest.raises(ArgumentTypeError, match="int32 or int64"):
+            rank_one_attention(**good, target_lengths=torch.tensor([5.0, 5.0]))
+
+
+def test_a_row_for_each_target_of_members_one_after_the_other_is_refused() -> None:
+    (q, k, v), ptr = make("ragged")
+    with pytest.raises(ArgumentError, match="spread must be False"):
+        rank_one_attention(q, k, v, **ptr, spread=True)
 
 
 # --- on a GPU -------------------------------------------------------------------------------------------------
@@ -351,11 +398,15 @@ class TestGpu:
         out = rank_one_attention(*x)
         torch.testing.assert_close(out, rank_one_attention(*x, backend="gather"), rtol=2e-2, atol=1e-3)
 
-    def test_a_hundred_repeats_give_the_same_bits(self) -> None:
-        inputs, members = make("ragged", 30_000, 25_000, 4, (64, 64))
-        first = values_and_gradients(inputs, torch.bfloat16, **members)
+    @pytest.mark.parametrize("kind", ["batch", "padded", "ragged"])
+    def test_a_hundred_repeats_give_the_same_bits(self, kind: str) -> None:
+        """Whichever program ends last, and adds what all have stored."""
+        inputs, members = make(kind, 30_000, 25_000, 4, (64, 64))
+        options = {**members, "factor": 0.95, "spread": kind != "ragged"}
+        first = assert_like_reference(inputs, torch.bfloat16, "triton", 2.0, **options)
+        rounded = [x.bfloat16().double() for x in inputs]
         for _ in range(100):
-            again = values_and_gradients(inputs, torch.bfloat16, **members)
+            again = values_and_gradients(rounded, torch.bfloat16, backend="triton", **options)
             assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
     @pytest.mark.parametrize("kind", ["batch", "padded", "ragged"])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphattn import patterns
 from graphattn.attention import draw_seed
-from graphattn.errors import ArgumentError
+from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
 from graphattn.mechanisms import LinearInfSA
 from graphattn.mechanisms.infsa import infsa
@@ -103,6 +103,25 @@ def test_a_complete_graph_is_the_released_code() -> None:
 def test_patterns(name: str, side: Any, steps: int) -> None:
     graph, leaves = PATTERNS[name](), [*tokens(9, shift=0.3), discount()]
     same(linear_infsa(graph, *leaves, side=side, steps=steps), oracle(graph, *leaves, side, steps), leaves)
+
+
+@CHOICES
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("leading", [(), (2,), (2, 3)])
+def test_a_number_as_the_discount_is_a_tensor_of_it(leading: Any, name: str, side: Any, steps: int) -> None:
+    graph, leaves, options = PATTERNS[name](), tokens(9, None, *leading, shift=0.3), {"side": side, "steps": steps}
+    both = [
+        linear_infsa(graph, *leaves, gamma, **options) for gamma in (0.7, torch.full((H,), 0.7, dtype=torch.float64))
+    ]
+    same(*both, leaves)
+
+
+def test_the_published_form_is_one_node_of_autograd() -> None:
+    """More would take more of the host than the device takes for all."""
+    leaves = tokens(9, None, 2)
+    out = linear_infsa(patterns.complete(9), *leaves, 0.95)
+    assert out.stride(1) == 0
+    assert [node.variable is x for (node, _), x in zip(out.grad_fn.next_functions, leaves, strict=False)] == [True] * 3
 
 
 @CHOICES
@@ -408,6 +427,12 @@ def test_errors() -> None:
             ArgumentError, match="need a graph whose sources are its targets, got 3 targets and 4 sources"
         ):
             linear_infsa(patterns.complete(3, 4), q, k, v, **options)
+    with pytest.raises(ArgumentTypeError, match="gamma must be a number or a tensor, got str"):
+        linear_infsa(graph, *tokens(4), gamma="0.9")
+    for _ in range(2):  # what fits is remembered, what does not is not
+        linear_infsa(graph, *tokens(4))
+        with pytest.raises(ArgumentError, match="q must be \\[..., 4, H, D\\] for 4 targets"):
+            linear_infsa(graph, *tokens(5))
     with pytest.raises(ArgumentError, match="pool must be 'read' for the right side"):
         linear_infsa(graph, *tokens(4), side="right", pool="readers")
     with pytest.raises(ArgumentError, match="q must be \\[..., N, H, D\\], got \\[4, 8\\]"):

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import torch
 
+from experiments.benchmarks import ONE_THREAD
 from experiments.benchmarks import report as environment
+from experiments.benchmarks.device import check_device
 from experiments.benchmarks.infsa import networks, operations, report
 from experiments.benchmarks.infsa.stopwatch import Stopwatch
 from experiments.benchmarks.measure import Effort
@@ -39,13 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=float, default=40.0, help="seconds that one row may take")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the command out with --quick")
     parser.add_argument("--quick", action="store_true", help="few repetitions of small sizes")
+    parser.add_argument("--one-thread", action="store_true", help=ONE_THREAD)
     options = parser.parse_args(arguments)
-    device = torch.device(options.device)
+    device = check_device(parser, options.device, "--device cpu --quick tries it out, --device cpu --parts edges measures")
     tokens = [int(n) for n in (options.tokens or ("64,256" if options.quick else _TOKENS)).split(",")]
     effort = Effort(options.seconds, 3, 5 if options.quick else 60, 2)
     options.out.mkdir(parents=True, exist_ok=True)
     watch = Stopwatch(options.out, device, effort, options.limit)
     begin = time.perf_counter()
+    if options.one_thread:
+        torch.autograd.set_multithreading_enabled(False)
     rate = operations.copy_rate(effort) if device.type == "cuda" else None
     if "operations" in options.parts:
         for n in tokens:

@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from graphattn._inputs import autocast, check_inputs
+from graphattn._inputs import autocast, check_graph, check_inputs
 from graphattn._watch import Seen, tell, watching
 from graphattn.attention import propagate
+from graphattn.backends.remembered import kind_of, recall, remember
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
 from graphattn.graph.members import Members
@@ -65,18 +66,26 @@ def target_rows(
     dropout_seed: Tensor | None,
     eps: float,
     backend: str,
+    *,
+    factor: float = 1.0,
+    spread: bool = False,
 ) -> Tensor:
-    """What targets read, before gamma: ``[..., T, H, C]``, or ``[..., 1, H, C]`` where it is one row for all."""
+    """What targets read, by ``factor``: ``[..., T, H, C]``, or ``[..., 1, H, C]`` where it is one row for all and is
+    not to be spread."""
+    check_graph(graph)
     check_choices(graph, side, steps, pool)
     q, k, v = autocast(q, k, v)  # type: ignore[assignment]
-    check_inputs(graph, q, k, v, "rank_one")
+    kind = kind_of(q, k, v, "rank_one", None, None)
+    if not recall(graph, kind):
+        check_inputs(graph, q, k, v, "rank_one")
+        remember(graph, kind, True)
     check_dropout(dropout_p, dropout_seed, v.device)
     if watching():  # beside the call, which takes its usual way
         with torch.no_grad():
             seen = source_scores(graph, q, k, side=side, steps=steps, pool=pool, eps=eps, backend=backend)
         tell(Seen(graph, q, k, sources=seen))
     if side == "left" and steps == 1 and dropout_p == 0.0 and isinstance(graph.pattern, Complete | Blocks):
-        return _fused(graph, q, k, v, eps)
+        return _fused(graph, q, k, v, eps, factor, spread)
     scores = source_scores(graph, q, k, side=side, steps=steps, pool=pool, eps=eps, backend=backend)
     with torch.autocast(v.device.type, enabled=False):
         values = v.to(scores.dtype)
@@ -88,25 +97,28 @@ def target_rows(
         rows, total = _weighted(graph, kept, values, backend)
         if kept is not scores:
             _, total = _weighted(graph, scores, values[..., :0], backend)
-        return (rows / (total + eps).unsqueeze(-1)).to(v.dtype)
+        rows = (rows / (total + eps).unsqueeze(-1) * factor).to(v.dtype)
+        return rows.expand(*rows.shape[:-3], graph.num_targets, *rows.shape[-2:]) if spread else rows
 
 
-def _fused(graph: TokenGraph, q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
+def _fused(graph: TokenGraph, q: Tensor, k: Tensor, v: Tensor, eps: float, factor: float, spread: bool) -> Tensor:
     """One row for each member, by the operation that reads its inputs once; spread over the member's targets."""
     leading, members, scale = v.shape[:-3], graph.num_members, 1.0 / max(1, q.shape[-1])
+    spread = spread or members > 1
     if members == 1 and len(leading) < 2:  # as it is: a view less is time on the host
-        return rank_one_attention(q, k, v, scale=scale, eps=eps).unsqueeze(-3)
+        rows = rank_one_attention(q, k, v, scale=scale, eps=eps, factor=factor, spread=spread)
+        return rows if spread else rows.unsqueeze(-3)
     if of_one_size(graph):
         count = leading.numel() * members
         q, k, v = (x.reshape(count, x.shape[-3] // max(1, members), *x.shape[-2:]) for x in (q, k, v))
-        rows = rank_one_attention(q, k, v, scale=scale, eps=eps).unsqueeze(1)
-        if members > 1:
-            rows = rows.expand(-1, graph.num_targets // members, -1, -1)
-        return rows.reshape(*leading, 1 if members == 1 else graph.num_targets, *rows.shape[-2:])
-    heads = v.shape[-2]
+        rows = rank_one_attention(q, k, v, scale=scale, eps=eps, factor=factor, spread=spread)
+        return rows.reshape(*leading, graph.num_targets if spread else 1, *rows.shape[-2:])
+    heads, target_ptr, source_ptr = v.shape[-2], graph.target_ptr, graph.source_ptr
     if leading:  # entries that share the graph are more heads
         q, k, v = (x.flatten(0, -4).transpose(0, 1).flatten(1, 2) for x in (q, k, v))
-    rows = rank_one_attention(q, k, v, scale=scale, target_ptr=graph.target_ptr, source_ptr=graph.source_ptr, eps=eps)
+    rows = rank_one_attention(
+        q, k, v, scale=scale, target_ptr=target_ptr, source_ptr=source_ptr, eps=eps, factor=factor
+    )
     rows = Members.of_targets(graph).spread(rows)
     return rows.unflatten(1, (-1, heads)).transpose(0, 1).unflatten(0, leading) if leading else rows
 

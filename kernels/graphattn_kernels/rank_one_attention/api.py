@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 from torch import Tensor
 
 from graphattn_kernels._library import autocast
-from graphattn_kernels._members import Members, batched, check, in_full, select
-from graphattn_kernels.errors import ArgumentError
+from graphattn_kernels._members import Members, batched, checked, in_full
+from graphattn_kernels.errors import ArgumentError, ArgumentTypeError
 from graphattn_kernels.rank_one_attention import ops
 from graphattn_kernels.rank_one_attention.impl import reference
 
@@ -24,6 +26,8 @@ def rank_one_attention(
     target_ptr: Tensor | None = None,
     source_ptr: Tensor | None = None,
     eps: float = 1e-6,
+    factor: float = 1.0,
+    spread: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """The one row that all targets read in attention of rank one over a complete graph (Linear-InfSA).
@@ -37,7 +41,7 @@ def rank_one_attention(
         a_s = \\max(\\langle \\bar q, k_s \\rangle, 0), \\qquad
         c = \\frac{\\sum_s a_s v_s}{\\sum_s a_s + \\epsilon}
 
-    Source: Roffo et al., arXiv 2603.00175, without its factor gamma: multiply the result.
+    Source: Roffo et al., arXiv 2603.00175.
 
     Args:
         q: ``[B, T, H, D]`` or ``[T, H, D]`` queries.
@@ -51,11 +55,14 @@ def rank_one_attention(
             (not checked: that would wait for the device).
         source_ptr: ``[G + 1]``: the same for sources.
         eps: Added to both sums.
+        factor: Of the result c, gamma in the source.
+        spread: Return a row for each target, without a copy of c (padding reads it, too); not with ``target_ptr``. Its
+            gradient is summed over the targets.
         backend: ``"auto"``, ``"triton"``, ``"gather"`` (plain PyTorch, any device) or ``"reference"``.
 
     Returns:
         ``[B, H, D_v]`` (``[G, H, D_v]`` with ``target_ptr``, else ``[H, D_v]`` without a batch) in the dtype of ``v``:
-        a row for every member, the same for each of its targets (``c.unsqueeze(1).expand(B, T, H, D_v)``). 0 where no
+        a row for every member, the same for each of its targets; with ``spread`` these, ``[B, T, H, D_v]``. 0 where no
         source is positive.
 
     Raises:
@@ -64,21 +71,25 @@ def rank_one_attention(
         BackendError: If a backend that was named cannot run here.
     """
     members = Members(target_lengths, source_lengths, target_ptr, source_ptr)
-    if all(isinstance(x, Tensor) for x in (q, k, v)):
-        q, k, v = autocast(q, k, v)  # type: ignore[assignment]
-    check(q, k, v, members)
+    q, k, v = autocast(q, k, v)  # type: ignore[assignment]
+    name = checked(backend, q, k, v, members)
     scale = max(1, q.shape[-1]) ** -0.5 if scale is None else float(scale)
-    for option, value in {"scale": scale, "eps": eps}.items():
-        if not value > 0.0:
-            raise ArgumentError(f"{option} must be positive, got {value}")
-    name = select(backend, q, v)
+    if not (scale > 0.0 and eps > 0.0):
+        raise ArgumentError(f"scale and eps must be positive, got {scale} and {eps}")
+    if not isinstance(factor, Real):
+        raise ArgumentTypeError(
+            f"factor must be a number, got {type(factor).__name__}; multiply the result by a tensor"
+        )
+    if spread and target_ptr is not None:
+        raise ArgumentError("spread must be False where members are given by ptr, got True")
     has_batch = q.dim() == 4 or target_ptr is not None
     q, k, v = batched(q, k, v)
     # Multiplying q and k by a number is dividing both eps.
     eps_q, eps_k = eps / scale**0.5, eps / scale
     if name == "reference":
         with in_full(q):
-            out = reference.rank_one_attention(q, k, v, members, eps_q, eps_k)
+            out = reference.rank_one_attention(q, k, v, members, eps_q, eps_k, factor)
+            out = ops.spread_rows(out, q) if spread else out
     else:
-        out = ops.rank_one_attention(q, k, v, *members, eps_q, eps_k, name)
+        out = ops.rank_one_attention(q, k, v, *members, eps_q, eps_k, float(factor), bool(spread), name)
     return out if has_batch else out.squeeze(0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from graphattn_kernels._calls import check_channels
 from graphattn_kernels._library import autocast
-from graphattn_kernels._members import Members, batched, check, in_full, select
+from graphattn_kernels._members import Members, batched, checked, in_full
 from graphattn_kernels.errors import ArgumentError
 from graphattn_kernels.relu_attention import ops
 from graphattn_kernels.relu_attention.impl import reference
@@ -65,13 +66,12 @@ def relu_attention(
         BackendError: If a backend that was named cannot run here.
     """
     members = Members(target_lengths, source_lengths, target_ptr, source_ptr)
-    if all(isinstance(x, Tensor) for x in (q, k, v)):
-        q, k, v = autocast(q, k, v)  # type: ignore[assignment]
-    check(q, k, v, members)
+    q, k, v = autocast(q, k, v)  # type: ignore[assignment]
+    name = checked(backend, q, k, v, members)
+    check_channels(q)
     if not eps > 0.0:
         raise ArgumentError(f"eps must be positive, got {eps}")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    name = select(backend, q, v)
     with_batch = q.dim() == 4
     q, k, v = batched(q, k, v)
     if name == "reference":

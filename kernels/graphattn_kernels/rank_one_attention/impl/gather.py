@@ -7,13 +7,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from graphattn_kernels._members import Members, without_padding
+from graphattn_kernels._members import WHOLE, Members, without_padding
 from graphattn_kernels._segment import accumulate_dtype
 
 __all__ = ["backward", "forward"]
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, members: Members, eps_q: float, eps_k: float) -> tuple[Tensor, Tensor]:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, members: Members, eps_q: float, eps_k: float, factor: float
+) -> tuple[Tensor, Tensor]:
     """See the API. Returns the mixture, and the sums ``[members, heads, 1 + D + 1 + D_v]`` that the backward pass
     needs: of lengths, of queries by length, of weights, of values by weight."""
     dtype = accumulate_dtype(q.dtype)
@@ -26,7 +28,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, members: Members, eps_q: float, eps
         weights = torch.einsum("bhd,bshd->bsh", by_length / (total + eps_q), y).relu_()
         of_weights, by_weight = weights.sum(1, keepdim=True).mT, torch.einsum("bsh,bshd->bhd", weights, z)
         sums[rows] = torch.cat([total, by_length, of_weights, by_weight], -1)
-    return (sums[..., q.shape[3] + 2 :] / (sums[..., q.shape[3] + 1, None] + eps_k)).to(v.dtype), sums
+    mixture = sums[..., q.shape[3] + 2 :] / (sums[..., q.shape[3] + 1, None] + eps_k)
+    return (mixture * factor).to(v.dtype), sums
 
 
 def backward(
@@ -36,6 +39,7 @@ def backward(
     members: Members,
     eps_q: float,
     eps_k: float,
+    factor: float,
     sums: Tensor,
     grad_out: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,7 +50,7 @@ def backward(
         total, by_length, of_weights, by_weight = sums[rows].split([1, width, 1, v.shape[3]], -1)
         y, z = (without_padding(t[:, sources], entries.source_lengths).to(dtype) for t in (k, v))
         mean = by_length / (total + eps_q)
-        to_value = grad_out[rows].to(dtype) / (of_weights + eps_k)
+        to_value = grad_out[rows].to(dtype) * factor / (of_weights + eps_k)
         to_sum = -(to_value * by_weight).sum(-1, keepdim=True) / (of_weights + eps_k)
         weights = torch.einsum("bhd,bshd->bsh", mean, y).relu_()
         grad_v[:, sources] = weights.unsqueeze(-1) * to_value.unsqueeze(1)
@@ -70,4 +74,4 @@ def _pieces(q: Tensor, members: Members) -> Iterator[tuple[Members, slice, slice
         yield members, slice(None), slice(None), slice(None)
         return
     for g, (targets, sources) in enumerate(members.slices()):
-        yield Members(None, None, None, None), targets, sources, slice(g, g + 1)
+        yield WHOLE, targets, sources, slice(g, g + 1)

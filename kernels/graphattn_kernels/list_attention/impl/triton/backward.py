@@ -68,13 +68,13 @@ def row_kernel(
         end = tl.load(ENDS + copy * rows + row)
     list_ = LISTS + (copy * blocks + row // strips) * room
     at = tl.arange(0, N)
-    source, there = entries(list_, at, end)
+    source, there = entries(list_, at, end, room)
     for start in range(0, end, N):
         here, live = source, there
         k = load_rows(K, k_base, 0, here, k_t, live, D, DP, ALIGN, False)
         v = load_rows(V, v_base, 0, here, v_t, live, DV, DVP, ALIGN, False)
         at += N
-        source, there = entries(list_, at, end)
+        source, there = entries(list_, at, end, room)
         score = dot(q, tl.trans(k), None, PRECISION)
         if CLAMPED:
             score = score * scale
@@ -119,7 +119,7 @@ def column_kernel(
     start = pid % chunks * N
     if start >= end:
         return
-    source, live = entries(LISTS + list_ * room, start + tl.arange(0, N), end)
+    source, live = entries(LISTS + list_ * room, start + tl.arange(0, N), end, room)
     k = load_rows(K, origin(batch, k_b, head, k_h, ALIGN), 0, source, k_t, live, D, DP, ALIGN, False)
     v = load_rows(V, origin(batch, v_b, head, v_h, ALIGN), 0, source, v_t, live, DV, DVP, ALIGN, False)
     factor = LOG2E if CLAMPED else scale * LOG2E

@@ -53,13 +53,13 @@ def attend_kernel(
     list_ = LISTS + (copy * blocks + row // strips) * room
     at = tl.arange(0, N)
     # The entries are looked up one step ahead: then loading keys waits for no index.
-    source, there = entries(list_, at, end)
+    source, there = entries(list_, at, end, room)
     for start in range(0, end, N):
         here, live = source, there
         k = load_rows(K, k_base, 0, here, k_t, live, D, DP, ALIGN, False)
         v = load_rows(V, v_base, 0, here, v_t, live, DV, DVP, ALIGN, False)
         at += N
-        source, there = entries(list_, at, end)
+        source, there = entries(list_, at, end, room)
         score = dot(q, tl.trans(k), None, PRECISION)
         if CLAMPED:
             score = bounded(score * scale, bound)

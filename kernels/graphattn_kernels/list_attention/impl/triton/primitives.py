@@ -47,10 +47,10 @@ def targets_of(TARGET, copy, target_stride, block_id, block, strip, num_targets,
 
 
 @triton.jit
-def entries(LIST, at, end):
-    """Sources at some places of a list (0 past its end), and which of them are there."""
-    there = at < end
-    return tl.load(LIST + at, mask=there, other=0), there
+def entries(LIST, at, end, room):
+    """Sources at some places of a list (any number past its end), and which of them are there. Looking one up need not
+    wait for the end."""
+    return tl.load(LIST + at, mask=at < room, other=0), at < end
 
 
 @triton.jit

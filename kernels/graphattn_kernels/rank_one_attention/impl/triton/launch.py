@@ -1,4 +1,4 @@
-"""How rows are dealt to programs, and launches: three forward, two backward."""
+"""How rows are dealt to programs, and launches: two in each direction."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from graphattn_kernels._members import Members
+from graphattn_kernels._members import WHOLE, Members
 from graphattn_kernels._members_triton import num_slots
-from graphattn_kernels._triton import aligned, dense_rows, guard, launch, next_power_of_2, strides_of
+from graphattn_kernels._triton import aligned, dense_rows, guard, launch, next_power_of_2, number_of, strides_of
 from graphattn_kernels.rank_one_attention.impl.triton.kernels import (
     grad_query_kernel,
     grad_source_kernel,
-    join_kernel,
     mix_kernel,
     query_kernel,
+    row_width,
 )
 
 __all__ = ["backward", "forward"]
@@ -39,8 +39,10 @@ class _Side(NamedTuple):
 class _Plan(NamedTuple):
     """All that shapes decide, worked out once for each: where tensors are small, the host is what takes long."""
 
-    kind: tuple[Any, ...]
-    """What the kernels are compiled for."""
+    kind: int
+    """Stands for what the kernels are compiled for."""
+    dense: bool
+    """Whether channels are, in every tensor."""
     empty: bool
     """Whether there is nothing to sum, so that everything is zero."""
     members: int
@@ -50,25 +52,39 @@ class _Plan(NamedTuple):
     sources: _Side
     q_strides: tuple[int, ...]
     source_strides: tuple[int, ...]
+    work: int
+    """Numbers that programs of the forward pass leave to each other."""
     constants: dict[Any, dict[str, int]]
     """Of each kernel."""
 
-    def run(self, kernel: Any, slots: int, args: tuple[Any, ...]) -> None:
-        """Launch a program for each slot and group of heads."""
-        launch(kernel, (slots * self.groups, 1, 1), args, self.constants[kernel.fn], self.kind)
+    def run(self, kernel: Any, slots: int, args: tuple[Any, ...], *more: Any) -> None:
+        """Launch a program for each slot and group of heads; ``more`` of what its kernel is compiled for."""
+        launch(kernel, (slots * self.groups, 1, 1), args, self.constants[kernel.fn], (self.kind, *more))
+
+
+def _prepared(q: Tensor, k: Tensor, v: Tensor, members: Members) -> tuple[Tensor, Tensor, Tensor, Members, _Plan]:
+    """With addresses and strides that kernels take."""
+    plan = _plan(q, k, v, members)
+    if not plan.dense or (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
+        q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
+        plan = _plan(q, k, v, members)
+    if members != WHOLE:
+        members = Members(*(None if x is None else aligned(x.contiguous()) for x in members))
+    return q, k, v, members, plan
 
 
 def _plan(q: Tensor, k: Tensor, v: Tensor, members: Members) -> _Plan:
+    types = None if members == WHOLE else tuple([None if x is None else x.dtype for x in members])
     layouts = (q.shape, q.stride()), (k.shape, k.stride()), (v.shape, v.stride())
-    types = tuple([None if x is None else x.dtype for x in members])
     return _plan_of(q.dtype, q.get_device(), layouts, types, members.count(q))
 
 
 @lru_cache(1024)
-def _plan_of(dtype: torch.dtype, device: int, layouts: Any, members: tuple[Any, ...], count: int) -> _Plan:
+def _plan_of(dtype: torch.dtype, device: int, layouts: Any, members: tuple[Any, ...] | None, count: int) -> _Plan:
     (q_shape, _), (k_shape, _), (v_shape, _) = layouts
     heads, d, dv = q_shape[2], q_shape[3], v_shape[3]
     empty = 0 in (count, q_shape[1], k_shape[1], heads, d, dv)
+    dense = all(steps[3] == 1 or shape[3] == 1 for shape, steps in layouts)
     strides, align = strides_of(dtype, *layouts)
     group = _group(heads, min(d, dv) * dtype.itemsize)
     groups = -(-heads // group)
@@ -88,16 +104,17 @@ def _plan_of(dtype: torch.dtype, device: int, layouts: Any, members: tuple[Any, 
     launched = {"num_warps": _WARPS, "num_stages": 1}
     tile, join, hint = {"HB": group, "R": rows}, {"B": joined}, {"ALIGN": align}
     constants = {
-        query_kernel.fn: {"D": d, "DP": dp, **tile, **hint, **launched},
+        query_kernel.fn: {"D": d, "DV": dv, "DP": dp, **tile, **hint, **launched},
         mix_kernel.fn: {"D": d, "DV": dv, "DP": dp, "DVP": dvp, **tile, **join, **hint, **launched},
-        join_kernel.fn: {"D": d, "DV": dv, "DVP": dvp, "HB": group, **join, **launched},
         grad_source_kernel.fn: {"D": d, "DV": dv, "DP": dp, "DVP": dvp, **tile, **hint, **launched},
         grad_query_kernel.fn: {"D": d, "DV": dv, "DP": dp, **tile, **join, **hint, **launched},
     }
-    ragged = members[2] is not None
+    ragged = members is not None and members[2] is not None
     kind = dtype, device, d, dv, group, rows, joined, align, tuple([n >= 2**31 for n in strides]), members
-    sides = side(q_shape[1], ragged), side(k_shape[1], ragged)
-    return _Plan(kind, empty, count, groups, *sides, strides[:3], strides[3:], constants)
+    targets, sources = side(q_shape[1], ragged), side(k_shape[1], ragged)
+    work = heads * (targets.slots * row_width(d) + sources.slots * row_width(dv))
+    sides = targets, sources, strides[:3], strides[3:]
+    return _Plan(number_of(kind), dense, empty, count, groups, *sides, work, constants)
 
 
 def _group(heads: int, row_bytes: int) -> int:
@@ -108,38 +125,27 @@ def _group(heads: int, row_bytes: int) -> int:
     return group
 
 
-def _ready(members: Members) -> Members:
-    """With addresses and strides that kernels take."""
-    if all(x is None for x in members):
-        return members
-    return Members(*(None if x is None else aligned(x.contiguous()) for x in members))
-
-
-def forward(q: Tensor, k: Tensor, v: Tensor, members: Members, eps_q: float, eps_k: float) -> tuple[Tensor, Tensor]:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, members: Members, eps_q: float, eps_k: float, factor: float
+) -> tuple[Tensor, Tensor]:
     """See the API. Returns the mixture, and the sums that the backward pass needs."""
     with guard(q):
-        q, k, v, members = dense_rows(q), dense_rows(k), dense_rows(v), _ready(members)
-        plan = _plan(q, k, v, members)
-        (_, _, heads, d), dv, count = q.shape, v.shape[3], plan.members
-        targets, sources = plan.targets, plan.sources
+        q, k, v, members, plan = _prepared(q, k, v, members)
+        targets, sources, count = plan.targets, plan.sources, plan.members
+        heads, d, dv = q.shape[2], q.shape[3], v.shape[3]
         shape, sums_shape = (count, heads, dv), (count, heads, d + dv + 2)
         if plan.empty:
             return v.new_zeros(shape), q.new_zeros(sums_shape, dtype=torch.float32)
         out, sums = v.new_empty(shape), q.new_empty(sums_shape, dtype=torch.float32)
-        # One allocation, in four parts that begin at multiples of 16 bytes.
-        numbers = targets.slots * d, targets.slots, sources.slots * dv, sources.slots
-        sizes = [-(-heads * n // 4) * 4 for n in numbers]
-        query, length, value, weight = sums.new_empty(sum(sizes)).split(sizes)
+        work = sums.new_empty(plan.work)
 
         args: tuple[Any, ...]
-        args = (q, length, query, members.target_lengths, members.target_ptr, targets.slots, count)
+        args = (q, work, sums, members.target_lengths, members.target_ptr, targets.slots, count)
         plan.run(query_kernel, targets.slots, (*args, targets.size, targets.chunk, heads, *plan.q_strides))
-        args = (k, v, length, query, weight, value, sums, members.source_lengths, members.source_ptr)
-        args = (*args, members.target_ptr, sources.slots, count, sources.size, sources.chunk)
-        args = (*args, targets.size, targets.chunk, heads, *plan.source_strides, eps_q)
+        args = (k, v, work, sums, out, members.source_lengths, members.source_ptr, members.target_ptr)
+        args = (*args, sources.slots, count, sources.size, sources.chunk, targets.slots, targets.size, targets.chunk)
+        args = (*args, heads, *plan.source_strides, eps_q, eps_k, factor)
         plan.run(mix_kernel, sources.slots, args)
-        args = (weight, value, sums, out, members.source_ptr, sources.size, sources.chunk, heads, eps_k)
-        plan.run(join_kernel, count, args)
     return out, sums
 
 
@@ -150,14 +156,14 @@ def backward(
     members: Members,
     eps_q: float,
     eps_k: float,
+    factor: float,
     sums: Tensor,
     grad_out: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     with guard(q):
-        grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-        q, k, v, members = dense_rows(q), dense_rows(k), dense_rows(v), _ready(members)
-        plan = _plan(q, k, v, members)
+        grad_q, grad_k, grad_v = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
+        q, k, v, members, plan = _prepared(q, k, v, members)
         if plan.empty:
             return grad_q.zero_(), grad_k.zero_(), grad_v.zero_()
         sums, grad_out = aligned(sums.contiguous()), aligned(grad_out.contiguous())
@@ -166,8 +172,8 @@ def backward(
 
         args: tuple[Any, ...]
         args = (k, v, sums, grad_out, grad_k, grad_v, mean, members.source_lengths, members.source_ptr)
-        args = (*args, sources.slots, count, sources.size, sources.chunk, heads, *plan.source_strides, eps_q, eps_k)
-        plan.run(grad_source_kernel, sources.slots, args)
+        args = (*args, sources.slots, count, sources.size, sources.chunk, heads, *plan.source_strides)
+        plan.run(grad_source_kernel, sources.slots, (*args, eps_q, eps_k, factor), grad_out.dtype)
         args = (q, sums, mean, grad_q, members.target_lengths, members.target_ptr, members.source_ptr)
         args = (*args, targets.slots, count, targets.size, targets.chunk, sources.size, sources.chunk)
         plan.run(grad_query_kernel, targets.slots, (*args, heads, *plan.q_strides, eps_q))
