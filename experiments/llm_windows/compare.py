@@ -96,22 +96,25 @@ def _jobs(options: argparse.Namespace, out: Path) -> list[Job]:
 
 def _references(options: argparse.Namespace) -> dict[str, float]:
     """What can be reached without a network, in %, on the test prompts of seed 0."""
-    from experiments.llm_windows.synthetic import told_by_links, told_by_nodes
+    from experiments.llm_windows.synthetic import kinds_by_depth, told_by_identities, told_by_links
     from experiments.llm_windows.train import evaluation_trees
 
     task = make_task(configuration(options.task, quick=options.quick), 0, "cpu")
-    if options.task != "synthetic":
+    if task.config["graph"] != "mixing":
         return {}
-    found = {}
     test, train = (evaluation_trees(task, name) for name in ("test", "train"))
     y, known = (task.graph.y[trees.node[:, 0]] for trees in (test, train))
-    found["counting along links"] = 100.0 * float((told_by_links(task.graph, test) == y).float().mean())
     linear = require("sklearn.linear_model", extra="images", purpose="a reference of the synthetic task")
     model = linear.LogisticRegression(max_iter=500)
-    model.fit(told_by_nodes(task.graph, train).numpy(), known.numpy())
-    hits = model.predict(told_by_nodes(task.graph, test).numpy()) == y.numpy()
-    found["logistic regression on kinds by depth"] = 100.0 * float(hits.mean())
-    return found
+    model.fit(kinds_by_depth(task.graph, train).flatten(1).numpy(), known.numpy())
+    told = {
+        "told by links": told_by_links(task.graph, test),
+        "told by identities": told_by_identities(task.graph, train, test),
+        "told by kinds at each depth": torch.from_numpy(
+            model.predict(kinds_by_depth(task.graph, test).flatten(1).numpy())
+        ),
+    }
+    return {name: 100.0 * float((answer == y).float().mean()) for name, answer in told.items()}
 
 
 if __name__ == "__main__":

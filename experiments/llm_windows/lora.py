@@ -5,7 +5,8 @@
 
 The model is read from the hub or a folder and never changed: what is trained (adapters, the projection of node
 features) lies in --out. A run that was stopped goes on at its last checkpoint. Node tokens are the nodes' feature rows,
-projected. Written: resolved.yaml, checkpoint.pt, adapter/, result.json and, for every test prompt, answers.csv.
+projected. Written: resolved.yaml, checkpoint.pt, adapter/ (adapters, projection and tokenizer), result.json and, for
+every test prompt, answers.csv. With --adapter <folder>/adapter nothing is trained: that adapter answers.
 """
 
 from __future__ import annotations
@@ -13,10 +14,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from experiments.llm_windows.windowed import WindowedModel, replacing
 from graphattn.errors import ArgumentError, GraphattnError
-from graphattn.nn import NodeTokens
 from graphattn.optional import require
 from graphattn_datasets.text_graphs import (
     PromptSet,
@@ -45,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("lora.yaml"))
     parser.add_argument("--model", required=True, help="name on the hub, or a folder")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--adapter", type=Path, help="of an earlier run: evaluate it, train nothing")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="part.name=value", help="instead of the configuration's"
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         config = _configuration(options.config, options.set)
-        result = run(config, options.model, options.out, options.device)
+        result = run(config, options.model, options.out, options.device, options.adapter)
     except GraphattnError as error:
         print(f"lora: error: {error}", file=sys.stderr)
         return 2
@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(config: dict[str, Any], name: str, out: Path, device: str) -> dict[str, Any]:
-    """Fine-tune where that is not done, then evaluate; what ``result.json`` holds."""
+def run(config: dict[str, Any], name: str, out: Path, device: str, adapter: Path | None = None) -> dict[str, Any]:
+    """Fine-tune where that is not done and no adapter is given, then evaluate; what ``result.json`` holds."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "resolved.yaml").write_text(yaml.safe_dump({"name": name, **config}, sort_keys=False), encoding="utf-8")
     training, data = config["training"], config["data"]
@@ -72,10 +72,13 @@ def run(config: dict[str, Any], name: str, out: Path, device: str) -> dict[str, 
     graph = _graph(data).to(device)
     texts = graph.texts if any(data["text_tokens"]) else []
     writer = PromptWriter(data["template"], graph.classes, tokens, texts, data["text_tokens"])
-    network = WindowedModel(name, graph, len(tokenizer), config, device)
+    network = WindowedModel(name, graph, len(tokenizer), config, device, adapter)
     prompts = {key: _prompts(graph, writer, number, config) for number, key in ((0, "train"), (2, "test"))}
-    losses = _train(network, prompts["train"], training, config["window"]["train"], out)
-    network.model.save_pretrained(out / "adapter")
+    losses: list[float] = []
+    if adapter is None:
+        losses = _train(network, prompts["train"], training, config["window"]["train"], out)
+        network.save(out / "adapter")
+        tokenizer.save_pretrained(out / "adapter")
     answers = _answer(network, prompts["test"], tokens, graph, config)
     with (out / "answers.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("node", "answer", "generated"), *answers])
@@ -90,62 +93,6 @@ def run(config: dict[str, Any], name: str, out: Path, device: str) -> dict[str, 
     }
     _write(out / "result.json", json.dumps(result, indent=1) + "\n")
     return result
-
-
-class WindowedModel(nn.Module):
-    """A causal language model with adapters, and the projection that embeds nodes."""
-
-    def __init__(self, name: str, graph: TextGraph, vocabulary: int, config: dict[str, Any], device: str) -> None:
-        super().__init__()
-        from graphattn.bridge import hf
-
-        transformers = require("transformers", extra="lora")
-        peft = require("peft", extra="lora", purpose="experiments.llm_windows.lora")
-        options, lora = config["model"], config["lora"]
-        loading: dict[str, Any] = {"dtype": getattr(torch, options["dtype"]), "attn_implementation": hf.NAME}
-        if options["load_in_8bit"]:
-            loading["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True)
-            loading["device_map"] = {"": device}
-        model = transformers.AutoModelForCausalLM.from_pretrained(name, **loading)
-        if model.get_input_embeddings().num_embeddings < vocabulary:
-            model.resize_token_embeddings(vocabulary)
-        if not options["load_in_8bit"]:
-            model.to(device)
-        if options["gradient_checkpointing"]:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        adapters = peft.LoraConfig(
-            r=lora["r"],
-            lora_alpha=lora["alpha"],
-            lora_dropout=lora["dropout"],
-            target_modules=list(lora["targets"]),
-            modules_to_save=["embed_tokens"] if options["train_embeddings"] else None,
-            task_type="CAUSAL_LM",
-        )
-        self.model = peft.get_peft_model(model, adapters)
-        self.nodes = NodeTokens(graph.x, model.config.hidden_size).to(device)
-
-    def rows(self, batch: dict[str, Tensor]) -> Tensor:
-        """Embedded prompts ``[B, T, width]``."""
-        return self.nodes(self.model.get_input_embeddings()(batch["tokens"]), batch["node_ids"])
-
-    def loss(self, batch: dict[str, Tensor], window: str) -> Tensor:
-        """Of the answers' tokens."""
-        from graphattn.bridge import hf
-
-        with hf.graph_window(batch, window):
-            return self.model(
-                inputs_embeds=self.rows(batch), attention_mask=batch["attention_mask"], labels=batch["labels"]
-            ).loss
-
-    @torch.no_grad()
-    def generate(self, batch: dict[str, Tensor], window: str, **options: Any) -> Tensor:
-        """Token numbers ``[B, new]`` after prompts without answers."""
-        from graphattn.bridge import hf
-
-        with hf.graph_window(batch, window):
-            return self.model.generate(
-                inputs_embeds=self.rows(batch), attention_mask=batch["attention_mask"].long(), **options
-            )
 
 
 def _train(network: WindowedModel, prompts: PromptSet, options: dict[str, Any], window: str, out: Path) -> list[float]:
@@ -190,7 +137,7 @@ def _train(network: WindowedModel, prompts: PromptSet, options: dict[str, Any], 
             if len(losses) % options["save_every"] == 0 or len(losses) == total:
                 state = {name: p.detach() for name, p in trained.items()}
                 kept = {"trained": state, "optimizer": optimizer.state_dict(), "losses": losses}
-                with _replacing(file) as temporary:
+                with replacing(file) as temporary:
                     torch.save({**kept, "schedule": schedule.state_dict()}, temporary)
     return losses
 
@@ -277,16 +224,8 @@ def _configuration(path: Path, changes: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-@contextmanager
-def _replacing(file: Path) -> Iterator[Path]:
-    """A file that is there as a whole, or as it was."""
-    temporary = file.with_suffix(".tmp")
-    yield temporary
-    os.replace(temporary, file)
-
-
 def _write(file: Path, text: str) -> None:
-    with _replacing(file) as temporary:
+    with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -75,8 +75,10 @@ class PromptNetwork(nn.Module):
         """
         inputs = self.transformer.embed(prompts["tokens"])
         node = prompts["node_ids"]
-        rows = self.project(self.features) * self.size
-        inputs = torch.where((node >= 0).unsqueeze(-1), rows[node.clamp(min=0)].to(inputs.dtype), inputs)
+        at = node.clamp(min=0)
+        few = node.numel() < len(self.features)  # then only their rows are projected
+        rows = self.project(self.features[at]) if few else self.project(self.features)[at]
+        inputs = torch.where((node >= 0).unsqueeze(-1), (rows * self.size).to(inputs.dtype), inputs)
         found = self.transformer.features(
             inputs_embeds=inputs, graph=self.graph(prompts, window, depth), positions=self._positions(prompts)
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import yaml
 from torch import Tensor
+from torch.nn import functional
 
 from experiments.llm_windows.synthetic import mixing_graph
 from graphattn.errors import ConfigError
@@ -51,21 +53,25 @@ class Task(NamedTuple):
         graph: The graph.
         writer: Of prompts.
         centres: int64 ``[C]`` of each split: the nodes to classify.
+        length: Tokens of a prompt, padding included: those of the longest that there can be.
     """
 
     config: dict[str, Any]
     graph: TextGraph
     writer: PromptWriter
     centres: dict[str, Tensor]
+    length: int
 
     def trees(self, centres: Tensor, generator: torch.Generator) -> EgoTrees:
         """Trees sampled around nodes."""
         return sample_trees(self.graph.rowptr, self.graph.col, centres, self.config["fan_out"], generator)
 
     def prompts(self, trees: EgoTrees) -> dict[str, Tensor]:
-        """Prompts about trees, without answers; all of a task have one width."""
+        """Prompts about trees, without answers; all of a task have one width, and one number of vertices."""
         y = self.graph.y[trees.node[:, 0]]
-        return self.writer(trees, y, answer=False)
+        missing = len(_whole_tree(self.config["fan_out"])[0]) - trees.node.shape[1]
+        trees = EgoTrees(*(functional.pad(x, (0, missing), value=-1) for x in trees))
+        return self.writer(trees, y, answer=False, length=self.length)
 
     @property
     def depth(self) -> int:
@@ -94,7 +100,31 @@ def make_task(config: dict[str, Any], seed: int, device: str) -> Task:
         if most is not None:
             found = found[torch.randperm(len(found), generator=generator)[:most]]
         centres[name] = found.to(device)
-    return Task(config, graph.to(device), writer.to(device), centres)
+    length = _longest(writer, graph, config["fan_out"])
+    return Task(config, graph.to(device), writer.to(device), centres, length)
+
+
+def _longest(writer: PromptWriter, graph: TextGraph, fan_out: Sequence[int]) -> int:
+    """Tokens of the longest prompt that there can be: a tree of all its vertices, each with the longest text."""
+    parent, depth = _whole_tree(fan_out)
+    node = torch.arange(graph.num_nodes if graph.texts else 1).unsqueeze(1).expand(-1, len(parent))
+    trees = EgoTrees(node, parent.expand(node.shape), depth.expand(node.shape))
+    return int(writer(trees, torch.zeros(len(node), dtype=torch.int64), answer=False)["tokens"].shape[1])
+
+
+def _whole_tree(fan_out: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Parents and depths of a tree, in pre-order, in which every vertex has all its children."""
+    parent, depth = [-1], [0]
+
+    def grow(vertex: int, below: int) -> None:
+        if below < len(fan_out):
+            for _ in range(fan_out[below]):
+                parent.append(vertex)
+                depth.append(below + 1)
+                grow(len(parent) - 1, below + 1)
+
+    grow(0, 0)
+    return torch.tensor(parent), torch.tensor(depth)
 
 
 def _graph(config: dict[str, Any], seed: int) -> TextGraph:

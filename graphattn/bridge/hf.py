@@ -7,8 +7,8 @@ Importing this module registers the attention implementation ``"graphattn"``::
     with hf.graph_window(batch, "uni-2"):
         loss = model(inputs_embeds=rows, attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
 
-Only the first pass over the prompts is windowed. Outside of such a block, and for tokens generated with kept keys and
-values (inside of it, too, as in the released code), attention is the model's own.
+Only prompts are windowed. Outside of such a block, and for tokens generated after the prompts (inside of it, too, as in
+the released code; with kept keys and values or without), attention is the model's own.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from graphattn.attention import attend, draw_seed
 from graphattn.errors import ArgumentError
@@ -36,24 +38,37 @@ NAME = "graphattn"
 _UNKNOWN = ("softcap", "s_aux", "position_bias")  # scores that are not a scaled dot product
 
 
-class _Prompts(NamedTuple):
+@dataclass
+class _Prompts:
     """What :func:`graph_window` hands to the mask function."""
 
     batch: Mapping[str, Tensor]
     window: Window
     depth: int | None
+    read: bool = False
+    """Whether there was a pass over the prompts, so that longer ones are generation without kept keys and values."""
 
-    def graph(self, mask: Tensor | None, copies: int) -> TokenGraph:
-        """The window over ``copies`` prompts, some of which may be beams of one."""
+    def graph(self, tokens: int, mask: Tensor | None, copies: int) -> TokenGraph:
+        """The window over ``copies`` prompts, some of which may be beams of one, and tokens generated after them."""
         fields = {key: self.batch[key] for key in ("node_of_token", "parents", "nodes") if key in self.batch}
-        given, tokens = fields["node_of_token"].shape
+        given, length = fields["node_of_token"].shape
         if copies % given:
             raise ArgumentError(f"graph_window was given a batch of {given} prompts, the model one of {copies}")
+        if tokens < length or (tokens > length and not self.read):
+            raise ArgumentError(
+                f"graph_window was given prompts of {length} tokens, the model {tokens}: "
+                + (
+                    "prompts must be read as a whole (generate without prefill_chunk_size)"
+                    if tokens < length
+                    else "node_of_token must say of every token, padding too, what it stands for (-1: text); generated "
+                    "tokens may follow (use_cache=False) only after a pass over the prompts"
+                )
+            )
+        self.read = True
+        fields["node_of_token"] = functional.pad(fields["node_of_token"], (0, tokens - length), value=-1)
         fields = {key: value.repeat_interleave(copies // given, 0) for key, value in fields.items()}
         if mask is not None:
             fields["attention_mask"] = mask
-            if mask.shape[1] != tokens:
-                raise ArgumentError(f"attention_mask must be of {tokens} tokens as node_of_token, got {mask.shape[1]}")
         return self.window.graph(fields, depth=self.depth)
 
 
@@ -128,7 +143,8 @@ def attention_mask(
     **options: Any,
 ) -> PromptMask | Tensor | None:
     """The mask function registered under :data:`NAME`: a graph for the first pass over plain causal prompts, and what
-    the implementation ``"sdpa"`` of transformers gets for anything else (later tokens, sliding windows, packed texts).
+    the implementation ``"sdpa"`` of transformers gets for anything else (later tokens, sliding windows shorter than the
+    prompts, packed texts).
 
     Args: those of ``transformers.AttentionMaskInterface``.
 
@@ -141,13 +157,16 @@ def attention_mask(
     plain = mask_function is None or mask_function is masks.causal_mask_function
     if q_length > 1 and int(q_offset) == 0 and kv_offset == 0:
         prompts = _PROMPTS.get()
+        if prompts is not None and not plain and not options.get("use_vmap"):
+            plain = _is_causal(mask_function, batch_size, q_length, options.get("device"))
         if plain and kv_length >= q_length:
             there = None if attention_mask is None else attention_mask[:, :q_length].bool()
             return PromptMask(_graph(prompts, batch_size, q_length, there, options.get("device")))
         if prompts is not None:
             raise ArgumentError(
-                "graph_window needs layers with plain causal attention; this model has a sliding or chunked window, or "
-                "reads packed texts (give attention_mask, or turn use_sliding_window off)"
+                "graph_window needs layers with plain causal attention; this model has a sliding or chunked window "
+                f"shorter than the {q_length} tokens of the prompts (turn use_sliding_window off), or reads packed "
+                "texts (give attention_mask)"
             )
     return masks.sdpa_mask(
         batch_size=batch_size,
@@ -233,11 +252,16 @@ def _graph(prompts: _Prompts | None, copies: int, tokens: int, mask: Tensor | No
             return patterns.causal(tokens, device=device)
         text, none = torch.full_like(mask, -1, dtype=torch.int64), mask.new_zeros(copies, 0, dtype=torch.int64)
         return patterns.graph_window(text, none, None, mask=mask)
-    if prompts.batch["node_of_token"].shape[1] != tokens:
-        raise ArgumentError(
-            f"graph_window was given prompts of {prompts.batch['node_of_token'].shape[1]} tokens, the model {tokens}"
-        )
-    return prompts.graph(None if mask is None or bool(mask.all()) else mask, copies)
+    return prompts.graph(tokens, None if mask is None or bool(mask.all()) else mask, copies)
+
+
+def _is_causal(mask_function: Any, copies: int, tokens: int, device: Any) -> bool:
+    """Whether a mask function of transformers lets the same pairs through as the causal one: a sliding window or a
+    chunk that is longer than the prompts does."""
+    at = torch.arange(tokens, device=device)
+    prompt = torch.arange(copies, device=device).view(-1, 1, 1, 1)
+    found = mask_function(prompt, at.new_zeros(1, 1, 1, 1), at.view(1, 1, -1, 1), at.view(1, 1, 1, -1))
+    return bool((found == (at <= at.unsqueeze(1))).all())
 
 
 def _checked(window: Any, tokens: int, mask: PromptMask | Tensor | None) -> TokenGraph:

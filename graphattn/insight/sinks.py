@@ -200,7 +200,8 @@ class SkewedLines:
 
 
 def skewed_lines(
-    means: OffsetMeans,
+    means: OffsetMeans | Tensor,
+    allowed: Tensor | None = None,
     *,
     threshold: float = 1.5,
     errors: float = 4.0,
@@ -213,12 +214,25 @@ def skewed_lines(
     a score above ``threshold`` and lies ``errors`` standard errors above them (the second is ours, against chance).
 
     Args:
-        means: Of one map or several, from :class:`SkewedLines`.
+        means: ``[..., N, N]`` maps of node tokens, as :func:`find_sinks` takes them; or, where maps are gone or only
+            some tokens count, what :class:`SkewedLines` found.
+        allowed: See :func:`~graphattn.insight.received_attention`; of maps only.
         threshold: Least ratio.
         errors: Least distance in standard errors.
         min_pairs: Offsets with fewer pairs have no score.
         exclude: Offsets that topology explains (:func:`parent_offset`).
+
+    Raises:
+        ArgumentError: If ``means`` is neither, or ``allowed`` is given without maps.
     """
+    if isinstance(means, Tensor):
+        reducer = SkewedLines()
+        reducer.update(Columns(means, allowed))
+        means = reducer.result()
+    elif not isinstance(means, OffsetMeans):
+        raise ArgumentError(f"means must be maps [..., N, N] or OffsetMeans, got {type(means).__name__}")
+    elif allowed is not None:
+        raise ArgumentError("allowed goes with maps; OffsetMeans were summed over what SkewedLines was given")
     mean, error, pairs = means.mean, means.error, means.pairs
     ratio, surplus = torch.full_like(mean, float("nan")), torch.zeros_like(mean)
     if mean.shape[-1] > 3:

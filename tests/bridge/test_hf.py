@@ -157,6 +157,9 @@ def test_generation(name: str, options: dict[str, Any]) -> None:
         first = ours(**batch, position_ids=inputs("left")["position_ids"]).logits[:, -1].argmax(-1)
     if "num_beams" not in options:
         assert torch.equal(windowed[:, TOKENS], first)
+    if "cache_implementation" not in options:  # without kept keys, all tokens are read again each time
+        with hf.graph_window(prompts(), "bidi-0"):
+            assert torch.equal(ours.generate(**batch, **settings, use_cache=False), windowed)
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
@@ -211,6 +214,28 @@ def test_blocks_nest_and_threads_have_their_own() -> None:
     assert torch.equal(found[0], plain)
 
 
+@pytest.mark.parametrize("length", [TOKENS, 64])
+@pytest.mark.parametrize("name", ["mistral", "qwen2"])
+@pytest.mark.parametrize("side", [None, "left"])
+def test_a_sliding_window_that_is_as_long_as_the_prompts(name: str, side: str | None, length: int) -> None:
+    options = {**SHARED, "sliding_window": length}
+    config: Any = transformers.MistralConfig(**options)
+    if name == "qwen2":  # one layer with a sliding window, one without
+        config = transformers.Qwen2Config(**options, use_sliding_window=True, max_window_layers=1)
+        assert config.layer_types == ["full_attention", "sliding_attention"]
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=hf.NAME).eval()
+    other = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager").eval()
+    other.load_state_dict(model.state_dict())
+    batch, maps = inputs(side), prompts()
+    mask = there(batch)
+    graph = patterns.graph_window(maps["node_of_token"], maps["parents"], 1, "bidi", mask=mask)
+    dense = torch.where(graph.to_dense().unsqueeze(1), 0.0, torch.finfo(torch.float32).min)
+    expected = other(**{**batch, "attention_mask": dense}).logits
+    with hf.graph_window(maps, "bidi-1"):
+        found = model(**batch).logits
+    torch.testing.assert_close(found[mask], expected[mask], atol=1e-5, rtol=1e-5)
+
+
 def test_what_it_cannot_do_is_said() -> None:
     _, ours = pair("llama")
     maps, batch = prompts(), inputs(None)
@@ -222,6 +247,11 @@ def test_what_it_cannot_do_is_said() -> None:
             pass
     with hf.graph_window(maps), pytest.raises(ArgumentError, match="prompts of 30 tokens, the model 20"):
         ours(batch["input_ids"][:, :20])
+    with hf.graph_window(maps), pytest.raises(ArgumentError, match=r"the model 10: .*\(generate without prefill_c"):
+        ours.generate(**batch, max_new_tokens=2, pad_token_id=0, prefill_chunk_size=10)
+    longer = torch.cat([batch["input_ids"]] * 2, 1)
+    with hf.graph_window(maps), pytest.raises(ArgumentError, match=r"the model 60: .*\(use_cache=False\) only after"):
+        ours(longer)
     with hf.graph_window(maps), pytest.raises(ArgumentError, match="a batch of 2 prompts, the model one of 3"):
         ours(batch["input_ids"][[0, 1, 1]])
     with pytest.raises(ArgumentError, match="graph_window must be the graph of prompts of 30 tokens, got one of 20"):
@@ -234,7 +264,7 @@ def test_what_it_cannot_do_is_said() -> None:
     other = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(sliding), attn_implementation="eager").eval()
     other.load_state_dict(model.state_dict())
     torch.testing.assert_close(model(**batch).logits, other(**batch).logits, atol=1e-5, rtol=1e-5)
-    with hf.graph_window(maps), pytest.raises(ArgumentError, match="layers with plain causal attention"):
+    with hf.graph_window(maps), pytest.raises(ArgumentError, match="window shorter than the 30 tokens of the prompts"):
         model(**batch)
     query = torch.randn(1, 2, 4, 8)
     with pytest.raises(ArgumentError, match="has no softcap, which Linear asks for"):

@@ -331,6 +331,7 @@ def test_reading_cane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cane(tmp_path / "cane_tag" / "HepTh", groups=False)
     monkeypatch.setenv("GRAPHATTN_DATA", str(tmp_path))
     cora = load_text_graph("cane_cora", words=3)
+    assert repr(cora) == "TextGraph('cane_cora', 4 nodes, 3 edges, 3 features, 7 classes, texts, split)"
     assert cora.texts[2] == "a neural graph" and cora.y.tolist() == [0, -1, 1, 6] and len(cora.classes) == 7
     assert cora.edge_index.tolist() == [[0, 0, 1, 1, 2, 2], [1, 2, 0, 2, 0, 1]]  # once each way, no self-loop
     assert cora.x.shape == (4, 3) and cora.split is not None and cora.split[1] == -1

@@ -89,6 +89,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.requires("hf", "peft")
 def test_a_tiny_model_from_end_to_end(tiny: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
     changes = [
         *("data.fan_out=[2, 2]", "model.dtype=float32", "model.gradient_checkpointing=false", "training.epochs=2"),
         *("training.accumulate=2", "evaluation.max_new_tokens=3", "evaluation.limit=3", "training.lr=0.01", "lora.r=4"),
@@ -105,6 +106,26 @@ def test_a_tiny_model_from_end_to_end(tiny: Path, tmp_path: Path) -> None:
     assert len(losses) == 4 and losses[-1] < losses[0]
     assert (tmp_path / "whole" / "adapter" / "adapter_config.json").is_file()
     assert len((tmp_path / "whole" / "answers.csv").read_text().splitlines()) == 4
+
+    # The adapter's folder is all that is needed: projection, tokenizer and adapters.
+    adapter = tmp_path / "whole" / "adapter"
+    again = lora.run(lora._configuration(CONFIG, changes), str(tiny), tmp_path / "again", "cpu", adapter)
+    assert again == {**whole, "loss": None} and not (tmp_path / "again" / "checkpoint.pt").exists()
+    written = [(tmp_path / name / "answers.csv").read_text() for name in ("whole", "again")]
+    assert written[0] == written[1]
+    kept = torch.load(tmp_path / "whole" / "checkpoint.pt", weights_only=True)["trained"]
+    graph = lora.load_text_graph("cane_cora", seed=0)
+    size = len(transformers.AutoTokenizer.from_pretrained(adapter))
+    loaded = lora.WindowedModel(str(tiny), graph, size, lora._configuration(CONFIG, changes), "cpu", adapter)
+    parameters = dict(loaded.named_parameters())
+    assert {"nodes.projection.weight", "nodes.projection.bias"} < set(kept)
+    assert all(torch.equal(parameters[name], x) and parameters[name].requires_grad for name, x in kept.items())
+    with pytest.raises(ArgumentError, match="must fit the features of the graph and the model"):
+        narrow = lora.load_text_graph("cane_cora", words=5)
+        lora.WindowedModel(str(tiny), narrow, size, lora._configuration(CONFIG, changes), "cpu", adapter)
+    (adapter / "node_projection.safetensors").unlink()
+    with pytest.raises(ArgumentError, match="a folder that WindowedModel.save wrote, there is no"):
+        lora.WindowedModel(str(tiny), graph, size, lora._configuration(CONFIG, changes), "cpu", adapter)
 
     # A run that was stopped after an epoch's two steps goes on as if it had not been.
     calls = {"count": 0}

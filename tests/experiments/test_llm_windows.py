@@ -10,10 +10,10 @@ import torch
 
 from experiments.llm_windows import claims, compare, report, tasks, train
 from experiments.llm_windows.network import WINDOWS, PromptNetwork
-from experiments.llm_windows.synthetic import KINDS, mixing_graph, told_by_links, told_by_nodes
+from experiments.llm_windows.synthetic import KINDS, kinds_by_depth, mixing_graph, told_by_identities, told_by_links
 from graphattn import TokenGraph
-from graphattn.errors import ConfigError
-from graphattn_datasets.text_graphs import TextGraph
+from graphattn.errors import ArgumentError, ConfigError
+from graphattn_datasets.text_graphs import EgoTrees, TextGraph
 from graphattn_kernels import backends
 
 
@@ -22,35 +22,85 @@ def _gather(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_HAS_NUMBA", False)
 
 
-TINY = {"graph_options": {"centres": 60, "members": 10, "noise": 0.2}, "steps": 2, "batch": 16, "width": 16}
+TINY = {"graph_options": {"centres": 60, "leaves": 40, "links": 4}, "steps": 2, "batch": 16, "width": 16}
 
 
 def tiny_task(**changes: object) -> tasks.Task:
     return tasks.make_task(tasks.configuration("synthetic", quick=True, **{**TINY, **changes}), 0, "cpu")
 
 
-def test_in_the_generated_graph_links_tell_the_class_and_nodes_do_not() -> None:
-    graph = mixing_graph(centres=500, members=100, noise=0.4, seed=3)
-    members = KINDS * KINDS * 100
+def test_in_the_generated_graph_links_tell_the_class() -> None:
+    graph = mixing_graph(centres=500, leaves=400, links=8, degree=6, noise=0.4, seed=3)
+    members, leaves = 4000, 400
+    kind = graph.x.argmax(1)  # 0 to 3 of members, 4 to 7 of leaves, 8 of centres
+    assert bool((graph.x.sum(1) == 1).all()) and bool((graph.x.max(1).values == 1).all())  # all of a kind alike
     source, target = graph.edge_index
-    between = (source < members) & (target < members)
-    rule, kind = source[between] // (KINDS * 100), source[between] // 100 % KINDS
-    follows = (kind ^ (target[between] // 100 % KINDS)) == rule
+    between = (source < members) & (target < members + leaves)
+    rule = graph.y[members + leaves + source[between] // 8]
+    follows = kind[source[between]] ^ (kind[target[between]] - KINDS) == rule
     assert abs(float(follows.float().mean()) - (0.6 + 0.4 / KINDS)) < 0.02
-    assert torch.equal(rule, target[between] // (KINDS * 100))  # members of one class only
-    asked = graph.y[source[~between & (target < members)]]
-    assert torch.equal(asked, target[~between & (target < members)] // (KINDS * 100))
-    assert torch.equal(graph.x[:members, :KINDS].argmax(1)[:100].bincount(minlength=KINDS).argmax(), torch.tensor(0))
-    assert bool((graph.split[:members] == -1).all()) and graph.split[members:].bincount().tolist() == [300, 100, 100]
+    count = torch.bincount(source[between], minlength=members)
+    assert count.unique().tolist() == [1, 2, 3, 4, 5, 6]  # no fixed places in prompts
+    above = (source < members) & (target >= members + leaves)
+    assert torch.equal(target[above], members + leaves + torch.arange(members) // 8)  # each of one centre
+    of_centre = kind[:members].view(500, 8).sort(1).values
+    assert torch.equal(of_centre, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]).expand(500, 8))  # evenly of all kinds
+    assert bool((graph.split[: members + leaves] == -1).all())
+    assert graph.split[members + leaves :].bincount().tolist() == [300, 100, 100]
+    trees = tasks.Task({"fan_out": [8, 8]}, graph, None, {}, 0).trees(  # type: ignore[arg-type]
+        (graph.y >= 0).nonzero().flatten(), torch.Generator().manual_seed(0)
+    )
+    assert float((told_by_links(graph, trees) == graph.y[trees.node[:, 0]]).float().mean()) > 0.98
 
-    task = tasks.Task({"fan_out": [8, 8]}, graph, None, {})  # type: ignore[arg-type]
-    trees = task.trees((graph.y >= 0).nonzero().flatten(), torch.Generator().manual_seed(0))
-    y = graph.y[trees.node[:, 0]]
-    assert float((told_by_links(graph, trees) == y).float().mean()) > 0.95
-    # nearest mean of the counts of kinds by depth, learned on one half: chance is a quarter
-    counts = told_by_nodes(graph, trees).float()
-    means = torch.stack([counts[:250][y[:250] == c].mean(0) for c in range(KINDS)])
-    assert float((torch.cdist(counts[250:], means).argmin(1) == y[250:]).float().mean()) < 0.45
+
+@pytest.mark.parametrize("name", ["synthetic", "synthetic-small"])
+def test_nothing_but_links_tells_the_class(name: str) -> None:
+    """Whoever sees the nodes, their depths and their order, but no links, is right a quarter of the time."""
+    task = tasks.make_task(tasks.configuration(name), 0, "cpu")
+    graph = task.graph
+    generator = torch.Generator().manual_seed(0)
+    known = task.trees(task.centres["train"].repeat(2), generator)
+    trees = task.trees(task.centres["test"].repeat(2), generator)
+    y, before = graph.y[trees.node[:, 0]], graph.y[known.node[:, 0]]
+
+    def right(answer: torch.Tensor) -> float:
+        return float((answer == y).float().mean())
+
+    chance = 0.25 + 4 * (0.25 * 0.75 / 1400) ** 0.5  # four deviations above it
+    assert chance < 0.3 < 0.95 < right(told_by_links(graph, trees))
+    assert right(told_by_identities(graph, known, trees)) < chance
+    # the same vote must find a name where there is one: here, trees that it knows already
+    assert float((told_by_identities(graph, known, known) == before).float().mean()) > 0.9
+
+    counts, learned = (kinds_by_depth(graph, found).double() for found in (trees, known))
+    assert right(linear(learned.flatten(1), before, counts.flatten(1))) < chance
+    kinds = torch.arange(KINDS)
+    products = [(counts[:, 0] * counts[:, 1][:, kinds ^ rule]).sum(1) for rule in range(KINDS)]
+    assert right(torch.stack(products, 1).argmax(1)) < chance  # more members of a kind, more leaves by the rule
+
+    places = [in_places(task, found) for found in (known, trees)]
+    assert right(linear(places[0], before, places[1])) < chance
+
+
+def in_places(task: tasks.Task, trees: EgoTrees) -> torch.Tensor:
+    """What stands at each place of a prompt, one-hot: the order of tokens, as a linear model sees it."""
+    prompts = task.prompts(trees)
+    hot = torch.cat([task.graph.x, task.graph.x.new_zeros(1, task.graph.x.shape[1])])
+    return hot[prompts["node_ids"]].flatten(1).double()
+
+
+def linear(x: torch.Tensor, y: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
+    """The classes that ridge regression tells."""
+    one = torch.nn.functional.one_hot(y, KINDS).double()
+    x, test = (torch.cat([part, part.new_ones(len(part), 1)], 1) for part in (x, test))
+    weights = torch.linalg.solve(x.T @ x + torch.eye(x.shape[1], dtype=torch.float64), x.T @ one)
+    return (test @ weights).argmax(1)
+
+
+def test_what_the_generated_graph_is_told() -> None:
+    for name in ("links", "leaves"):
+        with pytest.raises(ArgumentError, match=f"{name} must be a positive multiple of 4, got 6"):
+            mixing_graph(**{"centres": 10, "leaves": 40, name: 6})
 
 
 def test_the_widest_uni_window_is_plain_causal_attention() -> None:
@@ -96,6 +146,19 @@ def test_training_takes_every_node_before_any_comes_again() -> None:
     nodes = task.centres["train"]
     seen = torch.cat([supply.next()["nodes"][:, 0] for _ in range(3)])
     assert len(nodes) == 36 and sorted(seen.tolist()) == sorted(nodes.tolist())
+
+
+def test_prompts_of_a_task_have_one_size_whatever_trees_there_are() -> None:
+    """As a recorded step needs them."""
+    task = tiny_task()
+    sizes = set()
+    for node in task.centres["test"]:
+        trees = task.trees(node.unsqueeze(0), torch.Generator().manual_seed(0))
+        assert trees.node.shape[1] <= 21
+        prompts = task.prompts(trees)
+        sizes.add((prompts["tokens"].shape, prompts["parents"].shape))
+        assert int((prompts["node_of_token"] >= 0).sum()) == int(trees.count)
+    assert sizes == {((1, 25), (1, 21))}  # <begin>, 1 + 4 + 16 nodes, "?", the centre, ":"
 
 
 def test_configurations_and_few_training_nodes() -> None:

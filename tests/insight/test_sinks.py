@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from graphattn.errors import ArgumentError
 from graphattn.insight import Columns, SkewedLines, find_sinks, parent_offset, sink_scores, skewed_lines, tree_depth
 
 GROUPS = 8
@@ -51,6 +52,23 @@ def test_a_planted_line_is_found_and_it_alone(line: int, seed: int) -> None:
     assert found.is_line.nonzero().flatten().tolist() == [line] and int(found.offset) == line
     assert float(found.ratio[line]) > 2
     assert not bool(lines_of(maps(seed, line=line), exclude=[line]).is_line.any())
+
+
+def test_lines_of_maps_that_are_there_as_a_whole() -> None:
+    weights = torch.stack([maps(0, line=9), maps(1)])
+    mine, other = skewed_lines(weights, CAUSAL), lines_of(weights)
+    for one, two in zip(mine, other, strict=True):
+        torch.testing.assert_close(one, two, equal_nan=True)
+    assert mine.is_line.nonzero().tolist() == [[0, 9]] == skewed_lines(weights).is_line.nonzero().tolist()
+    assert skewed_lines(weights.float(), min_pairs=N).offset.tolist() == [-1, -1]
+    with pytest.raises(ArgumentError, match="means must be maps .* or OffsetMeans, got list"):
+        skewed_lines([1.0])  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="weights must be floating"):
+        skewed_lines(torch.zeros(3))
+    reducer = SkewedLines()
+    reducer.update(Columns(weights))
+    with pytest.raises(ArgumentError, match="allowed goes with maps"):
+        skewed_lines(reducer.result(), CAUSAL)
 
 
 @pytest.mark.parametrize("heads", [1, 8])

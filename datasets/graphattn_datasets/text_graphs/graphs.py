@@ -36,7 +36,7 @@ TEXT_GRAPHS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Folder under ``$GRAPHATTN_DATA``, and names of the classes."""
 
 
-@dataclass
+@dataclass(repr=False)
 class TextGraph:
     """An undirected graph in rows of neighbours, without self-loops and duplicates, and what is known of its nodes."""
 
@@ -55,6 +55,13 @@ class TextGraph:
     """N texts, or none."""
     split: Tensor | None = None
     """int64 ``[N]``: 0 training, 1 validation, 2 test, -1 none of them, where the source has a split."""
+
+    def __repr__(self) -> str:
+        told = [f"{self.num_nodes} nodes", f"{self.col.shape[0] // 2} edges", f"{self.x.shape[-1]} features"]
+        told += [f"{len(self.classes)} classes"] if self.classes else []
+        told += ["texts"] if self.texts else []
+        told += [] if self.split is None else ["split"]
+        return f"{type(self).__name__}({self.name!r}, {', '.join(told)})"
 
     @property
     def num_nodes(self) -> int:
