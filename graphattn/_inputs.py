@@ -64,6 +64,8 @@ def check_inputs(
             raise ArgumentError(
                 f"q and k must agree but for the number of tokens, got {list(q.shape)} and {list(k.shape)}"
             )
+        if q.shape[-1] < 1:
+            raise ArgumentError(f"q and k must have at least one channel, got {list(q.shape)}")
         first, name = q, "q"
         tensors = {"k": k, "v": v, **tensors}
     if v is not None:
@@ -92,6 +94,8 @@ def check_inputs(
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under autocast, everything in the autocast dtype (a matrix product upstream may have made only some so)."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     device = next((x.device.type for x in tensors if x is not None), "cpu")
     if device not in ("cpu", "cuda", "mps", "xpu") or not torch.is_autocast_enabled(device):
         return tensors

@@ -22,6 +22,7 @@ import yaml
 
 from experiments.infsa.runs import Plan, read_table, run_all
 from experiments.infsa.table import write_table
+from experiments.infsa.variants import check_network
 from graphattn.errors import GraphattnError
 
 __all__ = ["main"]
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in options.config
     ]
     try:
+        for plan in plans:
+            check_network(plan.config, str(plan.path))
         failed = run_all(plans, options.parallel)
         for plan in plans:
             _report(plan, options.looks)

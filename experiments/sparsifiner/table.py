@@ -28,11 +28,12 @@ def write_table(config: dict[str, Any], out: Path, variants: Sequence[Variant], 
     with (out / "compare.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
-            ["name", "kind", "keep", "seed", "accuracy_before", "accuracy", "attention_macs", "network_macs"]
+            ["name", "kind", "keep", "reads", "seed", "accuracy_before", "accuracy", "attention_macs", "network_macs"]
         )
         for v in variants:
             for seed, one in zip(seeds, found[v.name], strict=True):
-                writer.writerow([v.name, v.kind, v.keep, seed, one["before"], one["accuracy"], v.attention, v.network])
+                before, after = one["before"], one["accuracy"]
+                writer.writerow([v.name, v.kind, v.keep, v.reads, seed, before, after, v.attention, v.network])
     picture(found, variants, out / "compare.png")
     return text
 
@@ -49,9 +50,9 @@ def markdown(config: dict[str, Any], found: Figures, variants: Sequence[Variant]
         "Mean ± unbiased standard deviation; differences to Sparsifiner at the same keep rate are by seed, with "
         "Student's 95 % interval of their mean.",
         "",
-        "| network | attention MACs (M) | all MACs (M) | before stage 2 | accuracy | less Sparsifiner, by seed [95 %] "
-        "| attention kept |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| network | keys of a patch | attention MACs (M) | all MACs (M) | before stage 2 | accuracy "
+        "| less Sparsifiner, by seed [95 %] | attention kept |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for v in variants:
         mine = found[v.name]
@@ -63,8 +64,8 @@ def markdown(config: dict[str, Any], found: Figures, variants: Sequence[Variant]
         if "quality" in mine[0]:
             kept = f"{fmean(layer['retained'] for one in mine for layer in one['quality']):.3f}"
         lines.append(
-            f"| {v.name} | {v.attention / 1e6:.2f} | {v.network / 1e6:.1f} | {spread(_column(mine, 'before'), 2)} | "
-            f"{spread(_column(mine, 'accuracy'), 2)} | {gap} | {kept} |"
+            f"| {v.name} | {v.reads} | {v.attention / 1e6:.2f} | {v.network / 1e6:.1f} | "
+            f"{spread(_column(mine, 'before'), 2)} | {spread(_column(mine, 'accuracy'), 2)} | {gap} | {kept} |"
         )
     lines += [
         "",
@@ -72,6 +73,7 @@ def markdown(config: dict[str, Any], found: Figures, variants: Sequence[Variant]
         "(graphattn.insight.macs; no basis threshold, so its density is 1). Token pruning has the attention MACs of "
         "Sparsifiner, and saves in projections and feed-forward networks besides. Oracle, window and random graphs "
         "have Sparsifiner's degree; what finding them costs is not counted (for the oracle, all of dense attention). "
+        "With equal-macs, windows and random graphs have the most keys whose attention MACs are within Sparsifiner's. "
         "Attention kept: the share of the network's own dense attention on its graph, after stage 2, mean over layers, "
         "heads, patches and test images.",
         "",

@@ -16,7 +16,9 @@ PREDICTORS: dict[str, dict[str, Any]] = {
 }
 """Predictors that stage 1 trains: a row for each position, from features alone, and the released code's."""
 FIXED = ("oracle", "window", "random")
-KINDS = (*PREDICTORS, *FIXED, "token-pruning")
+EQUAL_COST = {"window-equal-macs": "window", "random-equal-macs": "random"}
+"""Graphs that cost nothing to find, with so many more keys that attention costs what Sparsifiner's does."""
+KINDS = (*PREDICTORS, *FIXED, *EQUAL_COST, "token-pruning")
 
 
 class Budget(NamedTuple):
@@ -41,11 +43,13 @@ class Variant(NamedTuple):
     Args:
         name: Kind and keep rate.
         kind: One of :data:`KINDS`, or ``"dense"``.
-        keep: Share of the keys that each patch reads; for token pruning, of the variant whose cost it has.
+        keep: Share of the keys that each patch reads; for token pruning and graphs of equal cost, of the variant whose
+            cost it has.
         options: ``attention_options`` of the network.
         token_keep: Of :class:`~graphattn.models.image.PrunedVisionTransformer`; ``None``: no pruning.
         attention: Multiply-accumulates of attention, predictor included.
         network: Of attention, projections and feed-forward networks.
+        reads: In words, what a patch reads.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Variant(NamedTuple):
     token_keep: float | None
     attention: float
     network: float
+    reads: str
 
 
 def variants_of(network: dict[str, Any], keeps: tuple[float, ...] = KEEPS) -> list[Variant]:
@@ -67,10 +72,11 @@ def variants_of(network: dict[str, Any], keeps: tuple[float, ...] = KEEPS) -> li
         return found.total, network_macs(found, n, width, **shared)
 
     dense = attention_macs(n, width, layers=depth)
-    found = [Variant("dense", "dense", 1.0, {}, None, *whole(dense))]
+    found = [Variant("dense", "dense", 1.0, {}, None, *whole(dense), f"{n} of {n}")]
     for keep in keeps:
         # A basis without a threshold is full.
         full: dict[str, Any] = {"keep": keep, "layers": depth, "basis_density": 1.0}
+        share = f"{keys_of(keep, n)} of {n}"
         for kind, predictor in PREDICTORS.items():
             if kind == "sparsifiner-parity" and keep != 0.25:
                 continue
@@ -79,17 +85,31 @@ def variants_of(network: dict[str, Any], keeps: tuple[float, ...] = KEEPS) -> li
             if kind == "sparsifiner-free":  # two maps of c to r channels instead of rows of positions
                 predictor = {**predictor, "predictor": {"rank": n // 6}}
                 cost = cost._replace(projections=float(2 * n * width * (n // 6) * depth))
-            found.append(Variant(f"{kind}-{keep}", kind, keep, {**predictor, "keep": keep}, None, *whole(cost)))
+            found.append(Variant(f"{kind}-{keep}", kind, keep, {**predictor, "keep": keep}, None, *whole(cost), share))
         fixed = attention_macs(n, width, layers=depth, keys=keys_of(keep, n), full_rows=1)
         for kind in FIXED:
             options = {"selector": kind, "keep": keep}
-            found.append(Variant(f"{kind}-{keep}", kind, keep, options, None, *whole(fixed)))
+            found.append(Variant(f"{kind}-{keep}", kind, keep, options, None, *whole(fixed), share))
         goal = sparsifiner_macs(n, width, heads, **full).total
+        keys, equal = _equal_cost(n, width, depth, goal)
+        for kind, selector in EQUAL_COST.items():
+            options = {"selector": selector, "keys": keys}
+            found.append(Variant(f"{kind}-{keep}", kind, keep, options, None, *whole(equal), f"{keys} of {n}"))
         token_keep, tokens = _pruning(n, depth, width, goal)
         pruned = attention_macs(tokens, width)
         cost_of_all = network_macs(pruned, tokens, width, mlp_ratio=shared["mlp_ratio"])
-        found.append(Variant(f"token-pruning-{keep}", "token-pruning", keep, {}, token_keep, pruned.total, cost_of_all))
+        reads = f"all of {tokens[0]} to {tokens[-1]}"
+        found.append(
+            Variant(f"token-pruning-{keep}", "token-pruning", keep, {}, token_keep, pruned.total, cost_of_all, reads)
+        )
     return found
+
+
+def _equal_cost(n: int, width: int, depth: int, goal: float) -> tuple[int, AttentionMacs]:
+    """The most keys of a patch whose attention costs no more than ``goal``, and what it costs."""
+    costs = [attention_macs(n, width, layers=depth, keys=keys, full_rows=1) for keys in range(1, n + 1)]
+    keys = max(1, sum(cost.total <= goal for cost in costs))
+    return keys, costs[keys - 1]
 
 
 def _pruning(n: int, depth: int, width: int, goal: float) -> tuple[float, list[int]]:

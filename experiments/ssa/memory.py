@@ -7,7 +7,8 @@ Two rows for each N and share of the sources: the attention alone, whose edge ro
 anew), and the whole block, which makes new edge rows and passes a gradient to the old ones. Edge rows stand apart: the
 edge tensor, which SSA does not shrink, and the copy of those rows that were drawn. Checks itself: at the largest N what
 the attention alone holds for the backward pass, and on CUDA its peak, both without that copy, must be no more than 1.15
-(keep + 0.02) times that of the whole graph; else it fails.
+(keep + 0.02) times that of the whole graph (with --quick, keep + 0.1: token rows, which no share shrinks, are much of
+what few tokens hold); else it fails.
 Written: memory.md, memory.json, memory.csv.
 """
 
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 import statistics
 import sys
 import time
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from graphattn import patterns
+from graphattn.graph.subsample import count_kept
 from graphattn.mechanisms import SSA, EGTAttention
 from graphattn.nn import EGTBlock
 
@@ -35,6 +36,7 @@ __all__ = ["Row", "held_bytes", "main", "measure"]
 
 WIDTH, HEADS, EDGE_WIDTH = 256, 8, 32
 SIZES, KEEPS = (512, 1024, 2048, 4096), (1.0, 0.25, 0.125)
+QUICK = 192
 MIB = 2**20
 
 
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", type=int, nargs="+", help=f"default {SIZES}")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args(argv)
-    sizes = options.sizes or ((64, 128) if options.quick else SIZES)
+    sizes = options.sizes or ((QUICK,) if options.quick else SIZES)
     rows = []
     for what in ("attention", "block"):
         for tokens in sizes:
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         writer = csv.writer(file)
         writer.writerow(Row._fields)
         writer.writerows(rows)
-    wrong = _failures(rows, max(sizes))
+    wrong = _failures(rows, max(sizes), options.quick)
     print(f"\n{text}\n{options.out / 'memory.md'}, .json, .csv")
     for line in wrong:
         print(f"memory: failed: {line}", file=sys.stderr)
@@ -132,7 +134,7 @@ def measure(what: str, tokens: int, keep: float, *, quick: bool = False) -> Row:
         times.append(time.perf_counter() - begin)
     peak = (torch.cuda.max_memory_allocated() - before) / MIB if cuda else None
     size = edge.numel() * edge.element_size() / MIB
-    drawn = 0.0 if keep == 1.0 else size * math.ceil(keep * tokens) / tokens
+    drawn = 0.0 if keep == 1.0 else size * count_kept(tokens, keep) / tokens
     return Row(what, tokens, keep, size, drawn, held / MIB, peak, 1e3 * statistics.median(times))
 
 
@@ -154,14 +156,15 @@ def held_bytes(module: nn.Module, inputs: Sequence[Tensor], forward: object) -> 
     return sum(kept.values())
 
 
-def _failures(rows: Sequence[Row], tokens: int) -> list[str]:
+def _failures(rows: Sequence[Row], tokens: int, quick: bool) -> list[str]:
     """Where the memory of the attention alone does not fall as keep does."""
     mine = {row.keep: row for row in rows if row.what == "attention" and row.tokens == tokens}
     found = []
     for keep, row in mine.items():
         for name in ("held_mib", "peak_mib"):
             whole, part = getattr(mine[1.0], name), getattr(row, name)
-            if part is not None and part - row.drawn_mib > 1.15 * (keep + 0.02) * whole and keep < 1.0:
+            limit = keep + 0.1 if quick else 1.15 * (keep + 0.02)
+            if part is not None and part - row.drawn_mib > limit * whole and keep < 1.0:
                 share = (part - row.drawn_mib) / whole
                 found.append(f"{name} at keep {keep:g}, {tokens} tokens: {share:.3f} of the whole graph's")
     return found

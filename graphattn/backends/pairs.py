@@ -12,7 +12,7 @@ from graphattn._fold import Fold
 from graphattn.graph import TokenGraph
 from graphattn.graph.members import Members
 from graphattn.graph.rules import Blocks, Complete, Prefix
-from graphattn.normalize import Frobenius, Normalizer, Sigmoid, Softmax, Sum, Symmetric
+from graphattn.normalize import Flow, Frobenius, Normalizer, Sigmoid, Softmax, Sum, Symmetric
 from graphattn.propagate import PairOperator
 from graphattn.propagate.operator import AttentionOperator
 from graphattn.propagate.relu import ReluOperator, is_dense
@@ -21,7 +21,7 @@ from graphattn.score import ReluDotScore, Score
 __all__ = ["pair_operator", "why_listed"]
 
 # Those of the library's own formulas; a class derived from one may have another.
-_KNOWN = (Softmax, Sigmoid, Frobenius, Sum, Symmetric)
+_KNOWN = (Softmax, Sigmoid, Frobenius, Sum, Symmetric, Flow)
 
 
 def _same(scores: Tensor) -> Tensor:
@@ -92,5 +92,16 @@ def pair_operator(
         return pairs.with_factors(row=members.spread(rule.factor(members.sum(pairs.square_sum()), members)))
     if isinstance(rule, Sum):
         return pairs.with_factors(row=rule.factor(pairs.row_sum()))
+    if isinstance(rule, Flow):
+        rule.check(graph)
+
+        def times(x: Tensor) -> Tensor:
+            return pairs.matmul(x.unsqueeze(-1)).squeeze(-1)
+
+        def t_times(x: Tensor) -> Tensor:
+            return pairs.t_matmul(x.unsqueeze(-1)).squeeze(-1)
+
+        row, column = rule.factors(graph, times, t_times, q[..., 0])
+        return pairs.with_factors(row=row, column=column)
     assert isinstance(rule, Symmetric)
     return pairs.with_factors(row=rule.factor(pairs.row_sum()), column=rule.factor(pairs.column_sum()))

@@ -38,8 +38,10 @@ class SSAConv(Subsampled):
     Args:
         conv (torch.nn.Module): The layer.
         keep (float, optional): Share of the nodes that is read. (default: :obj:`0.25`)
-        scheme (str, optional): :obj:`"uniform"` or :obj:`"local"` (windows
-            along the order of nodes). (default: :obj:`"uniform"`)
+        scheme (str, optional): :obj:`"uniform"`, :obj:`"local"` (windows
+            along the order of nodes, or of :obj:`positions`), :obj:`"pairs"`
+            (each edge by itself) or :obj:`"hops"` (in-edges by distance,
+            see :obj:`hops`). (default: :obj:`"uniform"`)
         sigma (float, optional): See :class:`graphattn.mechanisms.SSA`. (default: :obj:`None`)
         minimum (int, optional): Least number of nodes that are read, of
             each graph. (default: :obj:`8`)
@@ -47,6 +49,10 @@ class SSAConv(Subsampled):
             always read: virtual nodes. (default: :obj:`0`)
         keep_self (bool, optional): Whether self-loops that are there stay;
             :obj:`None` for yes on explicit edges. (default: :obj:`None`)
+        positions (str or callable, optional): See
+            :class:`graphattn.mechanisms.SSA`. (default: :obj:`None`)
+        hops (callable, optional): See :class:`graphattn.mechanisms.SSA`.
+            (default: :obj:`None`)
 
     Shapes:
         - **input:** as the layer, and

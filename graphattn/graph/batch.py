@@ -11,9 +11,10 @@ from torch import Tensor
 
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph.csr import Csr, index_dtype
+from graphattn.graph.members import Members
 from graphattn.graph.token_graph import TokenGraph
 
-__all__ = ["batch", "stack", "unbatch"]
+__all__ = ["batch", "side_by_side", "stack", "unbatch"]
 
 
 def batch(graphs: Sequence[TokenGraph]) -> TokenGraph:
@@ -137,6 +138,22 @@ def stack(graphs: Sequence[TokenGraph], axis: Literal["h", "b"]) -> TokenGraph:
         source_ptr=first.source_ptr,
         leading=(len(graphs), *first.leading),
         leading_axes=axis + inner,
+    )
+
+
+def side_by_side(graph: TokenGraph) -> TokenGraph:
+    """The copies of a graph with leading dimensions as the members of one graph: token ``n`` of copy ``c`` is token
+    ``c N + n``, and edges keep their order. A graph without leading dimensions is returned as it is."""
+    if not graph.leading:
+        return graph
+    targets = Members.of_targets(graph).ptr
+    same = graph.is_square and graph.source_ptr is graph.target_ptr
+    return TokenGraph(
+        graph.csr,
+        num_targets=graph.num_copies * graph.num_targets,
+        num_sources=graph.num_copies * graph.num_sources,
+        target_ptr=targets,
+        source_ptr=targets if same else Members.of_sources(graph).ptr,
     )
 
 

@@ -30,7 +30,7 @@ def best_edges(
         count: int64 ``[T]``: how many of each target.
         threshold: Keep what is above it instead.
         keep_self: A token keeps its edges to itself, where it has some, besides.
-        full_rows: First so many targets keep all edges.
+        full_rows: First so many targets, of each member, keep all edges.
         heads: The last of the leading dimensions that the copies are.
         axes: What the copies are: ``"h"`` or ``"bh"``.
 
@@ -52,7 +52,8 @@ def best_edges(
     if keep_self:
         chosen = chosen | (graph.col.long() == row)
     if full_rows:
-        chosen = chosen | (row < full_rows)
+        begin = 0 if graph.target_ptr is None else graph.target_ptr.long()[graph.target_batch[row]]
+        chosen = chosen | (row - begin < full_rows)
     copies = scores.shape[0]
     copy, edge = chosen.nonzero(as_tuple=True)
     targets = graph.num_targets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TypeGuard
 
 import torch
@@ -41,7 +42,7 @@ class BitGraph(TokenGraph):
         if words.shape[-1] != -(-num_sources // WORD):
             raise ArgumentError(f"words must hold {num_sources} bits in each row, got {list(words.shape)}")
         super().__init__(None, num_targets=words.shape[-2], num_sources=num_sources, leading=leading, leading_axes=axes)
-        self._words = words.reshape(-1, *words.shape[-2:]).contiguous()
+        self._words = words.reshape(math.prod(leading), *words.shape[-2:]).contiguous()
 
     @property
     def words(self) -> Tensor:

@@ -147,6 +147,10 @@ class GraphWindow(Pattern):
             self._pair_mask = pairs
         return self._pair_mask
 
+    @property
+    def known_causal(self) -> bool:
+        return self.direction == "uni"
+
     def to_dense(self) -> Tensor:
         """Boolean ``[..., T, T]``: may the target read the source?"""
         return self._pairs() if self._leading else self._pairs()[0]

@@ -6,6 +6,8 @@ largest score, -inf is never chosen), and on CUDA nothing waits for the device.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -89,7 +91,7 @@ def _flat(scores: Tensor, axes: str) -> tuple[tuple[int, ...], Tensor]:
         got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
         raise ArgumentTypeError(f"scores must be a floating tensor [..., T, S], got {got}")
     leading = leading_of("scores", scores, axes, 2)
-    return leading, scores.detach().reshape(-1, *scores.shape[-2:])
+    return leading, scores.detach().reshape(math.prod(leading), *scores.shape[-2:])
 
 
 def _always(always: Tensor | None, scores: Tensor, *, count: bool) -> tuple[Tensor | None, int]:
@@ -99,7 +101,16 @@ def _always(always: Tensor | None, scores: Tensor, *, count: bool) -> tuple[Tens
     if not isinstance(always, Tensor) or always.dtype not in (torch.bool, torch.int64, torch.int32):
         got = always.dtype if isinstance(always, Tensor) else type(always).__name__
         raise ArgumentTypeError(f"always must be a bool tensor [S] or integer indices, got {got}")
+    sources = scores.shape[-1]
+    if always.dim() != 1 or (always.dtype == torch.bool and always.shape[0] != sources):
+        raise ArgumentError(f"always must be bool [{sources}] or integer [a], got {always.dtype} {list(always.shape)}")
     if always.dtype == torch.bool:
         return always, int(always.sum()) if count else 0
-    mask = torch.zeros(scores.shape[-1], dtype=torch.bool, device=scores.device)
-    return mask.index_fill_(0, always.long(), True), always.shape[0]
+    wrong = (always < 0) | (always >= sources)
+    text = f"always must hold sources in 0..{sources - 1}"
+    if always.device.type != "cpu":
+        torch._assert_async(~wrong.any(), text)  # waits for nothing
+    elif not torch.compiler.is_compiling() and bool(wrong.any()):
+        raise ArgumentError(f"{text}, got {int(always[wrong][0])}")
+    mask = torch.zeros(sources, dtype=torch.bool, device=scores.device)
+    return mask.index_fill_(0, always.long().to(scores.device), True), always.shape[0]

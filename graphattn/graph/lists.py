@@ -86,6 +86,11 @@ class ListGraph(TokenGraph):
         return self.num_copies * self._num_targets * (self._index.shape[2] + self.reads_itself)
 
     @property
+    def known_causal(self) -> bool:
+        """Whether targets skip the sources after them."""
+        return self.is_causal
+
+    @property
     def has_duplicates(self) -> bool:
         """``False``: a list names each source once."""
         return False

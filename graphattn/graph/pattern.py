@@ -208,6 +208,10 @@ class Union(_Pair):
 
     _sign = "|"
 
+    @property
+    def known_causal(self) -> bool:
+        return self.first.known_causal and self.second.known_causal
+
     def contains(self, target: Tensor, source: Tensor) -> Tensor:
         return self.first.contains(target, source) | self.second.contains(target, source)
 
@@ -230,6 +234,10 @@ class Intersection(_Pair):
     """Edges of both patterns."""
 
     _sign = "&"
+
+    @property
+    def known_causal(self) -> bool:
+        return self.first.known_causal or self.second.known_causal
 
     def contains(self, target: Tensor, source: Tensor) -> Tensor:
         return self.first.contains(target, source) & self.second.contains(target, source)
@@ -254,6 +262,10 @@ class Difference(_Pair):
     """Edges of the first pattern that are not edges of the second."""
 
     _sign = "-"
+
+    @property
+    def known_causal(self) -> bool:
+        return self.first.known_causal
 
     def contains(self, target: Tensor, source: Tensor) -> Tensor:
         return self.first.contains(target, source) & ~self.second.contains(target, source)

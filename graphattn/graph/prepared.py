@@ -52,11 +52,16 @@ def least_fill(width: int | None) -> float:
 BLOCK_SIZES = ((32, 32), (2048, 64))
 LARGEST_BLOCK = 128
 
+# The names of graphattn.backends, which stands above this module.
+_PREPARED = ("auto", "reference", "gather", "numba", "triton", "tiles", "lists", "flex", "sdpa", "flash")
+
 _CELLS = 8  # side of the squares that the tokens of a grid are taken in
 
 
 def prepare(graph: TokenGraph, backend: str, block: int | tuple[int, int] | None, order: Order) -> None:
     """See :meth:`TokenGraph.prepare`."""
+    if backend not in _PREPARED:
+        raise ArgumentError(f"backend must be one of {sorted(_PREPARED)}, got {backend!r}")
     graph._chosen = None  # what is there now may serve better
     if backend == "tiles":
         graph._blocks = _make(graph, block, order)

@@ -78,6 +78,10 @@ class Causal(Prefix):
     def contains(self, target: Tensor, source: Tensor) -> Tensor:
         return source <= target
 
+    @property
+    def known_causal(self) -> bool:
+        return True
+
 
 class Window(Pattern):
     """Every token reads itself and its neighbours in a sequence. Made by :func:`window`, :func:`strided`."""
@@ -118,6 +122,10 @@ class Window(Pattern):
     @property
     def known_symmetric(self) -> bool:
         return not self.causal
+
+    @property
+    def known_causal(self) -> bool:
+        return self.causal
 
     def _enumerate(self) -> Csr:
         n, d = self._num_targets, self.dilation

@@ -276,6 +276,11 @@ class TokenGraph(Construction):
         """The rule that this graph follows, where it is a pattern and not a list of edges."""
         return None
 
+    @property
+    def known_causal(self) -> bool:
+        """Whether the graph is known, without looking at edges, to have none from a later token to an earlier one."""
+        return False
+
     # --- algebra ------------------------------------------------------------------------------------------
 
     @property

@@ -7,12 +7,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from graphattn._inputs import check_graph
 from graphattn.attention import draw_seed
-from graphattn.errors import ArgumentError
+from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
 from graphattn.registry import Registry
 
-__all__ = ["MECHANISMS", "Mechanism", "Transform", "check_edge", "check_rows", "drop_seed", "head_width"]
+__all__ = [
+    "MECHANISMS",
+    "Mechanism",
+    "Transform",
+    "check_call",
+    "check_copies",
+    "check_edge",
+    "check_rows",
+    "drop_seed",
+    "head_width",
+]
 
 Transform = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """Queries, keys and values ``[..., N, H, D]`` to those that attention is computed with: rotated by their positions,
@@ -36,6 +47,8 @@ class Mechanism(nn.Module):
     takes_share: bool = False
     """Whether :meth:`forward` takes ``share=``, the probability with which each edge of a drawn sub-graph is there (a
     number, or ``[E]``): for sums over what is read that nothing normalises."""
+    complete_only: bool = False
+    """Whether it is for complete graphs only, so that no sub-graph can be drawn for it."""
     reads_row_by_row: bool = False
     """Whether what a token becomes depends on nothing but what it reads itself, so that it can be computed alone, later
     than the others (no norm over a whole graph, no new edge rows that others need)."""
@@ -45,7 +58,8 @@ class Mechanism(nn.Module):
 
         Args:
             x: ``[..., N, width]`` token rows.
-            graph: Square graph over the N tokens.
+            graph: Square graph over the N tokens, or with a leading dimension ``[B]`` one for each batch entry of an
+                ``x`` ``[B, N, width]``.
             edge: ``[E, edge_width]`` edge rows in the caller's order, for mechanisms that use them.
 
         Returns:
@@ -80,9 +94,27 @@ def head_width(width: int, heads: int) -> int:
 
 def check_rows(x: Tensor, graph: TokenGraph, width: int, transform: Transform | None = None) -> None:
     """Raise unless ``x`` is ``[..., N, width]`` for the N tokens of a square graph; with a transform, for N targets."""
+    check_call(x, graph)
     tokens = graph.num_tokens if transform is None else graph.num_targets
     if x.dim() < 2 or x.shape[-1] != width or x.shape[-2] != tokens:
         raise ArgumentError(f"x must be [..., {tokens}, {width}], tokens and width, got {list(x.shape)}")
+
+
+def check_call(x: object, graph: object) -> None:
+    """Raise unless ``x`` is a floating tensor and ``graph`` a TokenGraph: the two are easily swapped."""
+    check_graph(graph)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ArgumentTypeError(f"x must be a floating tensor [..., N, width], got {got}")
+
+
+def check_copies(x: Tensor, graph: TokenGraph) -> None:
+    """Raise unless a graph with leading dimensions has ``[B]`` alone, for the entries of ``x`` ``[B, N, width]``."""
+    if graph.leading and (graph.leading_axes != "b" or tuple(x.shape[:-2]) != tuple(graph.leading)):
+        raise ArgumentError(
+            f"graph must have no leading dimensions, or one for each entry of x [B, N, width]; got "
+            f"{list(graph.leading)} ({graph.leading_axes!r}) and x {list(x.shape)}"
+        )
 
 
 def check_edge(edge: Tensor | None, layer: nn.Linear | None) -> None:

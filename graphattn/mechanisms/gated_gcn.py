@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
-from graphattn.mechanisms.base import Mechanism, check_rows, head_width
+from graphattn.mechanisms.base import Mechanism, check_copies, check_rows, head_width
 from graphattn_kernels import segment_sum, spmm, spread
 
 __all__ = ["GatedGCN"]
@@ -54,16 +54,17 @@ class GatedGCN(Mechanism):
         self.dropout, self.attention_dropout = nn.Dropout(dropout), nn.Dropout(attention_dropout)
 
     def forward(self, x: Tensor, graph: TokenGraph, edge: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`Mechanism.forward`; the graph has no leading dimensions."""
+        """See :meth:`Mechanism.forward`."""
         check_rows(x, graph, self.width)
-        if graph.leading or (edge is None) != (self.edge is None):
+        check_copies(x, graph)
+        if (edge is None) != (self.edge is None):
             needed = None if self.edge is None else f"[{graph.num_edges}, {self.edge.in_features}]"
-            got = None if edge is None else list(edge.shape)
-            raise ArgumentError(
-                f"edge must be {needed} beside a graph without leading dimensions, got {got} and {list(graph.leading)}"
-            )
+            raise ArgumentError(f"edge must be {needed}, got {None if edge is None else list(edge.shape)}")
         structure, on = graph.structure, {"backend": self.backend}
-        rows = x.flatten(0, -3).transpose(0, 1) if x.dim() > 2 else x.unsqueeze(1)  # [N, leading, width]
+        if graph.leading:  # more tokens of one graph
+            rows = x.flatten(0, 1).unsqueeze(1)
+        else:
+            rows = x.flatten(0, -3).transpose(0, 1) if x.dim() > 2 else x.unsqueeze(1)  # [N, leading, width]
         root, value, target, source = self.tokens(rows).chunk(4, dim=-1)
         score = spread(structure, target, **on) + spread(structure.T, source, **on)
         if self.edge is not None and edge is not None:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from graphattn.attention import attend
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
+from graphattn.graph.batch import side_by_side
 from graphattn.graph.graph_window import Direction, Distance, GraphWindow, graph_window
 from graphattn.graph.rules import Blocks, Causal, Complete, Prefix
-from graphattn.mechanisms.base import Mechanism, Transform, check_rows, drop_seed, head_width
+from graphattn.mechanisms.base import Mechanism, Transform, check_copies, check_rows, drop_seed, head_width
 
 __all__ = ["GraphWindowAttention", "Window", "WindowSchedule"]
 
@@ -151,13 +152,20 @@ class GraphWindowAttention(Mechanism):
         check_rows(x, graph, self.width, transform)
         if edge is not None:
             raise ArgumentError(f"edge must be None, the edges of a window have no rows; got {list(edge.shape)}")
+        if not isinstance(graph.pattern, GraphWindow):
+            check_copies(x, graph)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head_width)).unbind(-3)
         if transform is not None:
             q, k, v = transform(q, k, v)
         p, seed = drop_seed(self, self.attention_dropout, x)
         window = _window(graph, self.hops if self.training else self.eval_hops)
+        beside = bool(graph.leading) and not window.leading  # the copies of a graph, made one
+        if beside:
+            q, k, v = (rows.flatten(0, 1) for rows in (q, k, v))
         out = attend(window, q, k, v, dropout_p=p, dropout_seed=seed, backend=self.backend)
         assert isinstance(out, Tensor)
+        if beside:
+            out = out.unflatten(0, (graph.leading[0], graph.num_tokens))
         return self.out(self.dropout(out.flatten(-2))), None
 
     def extra_repr(self) -> str:
@@ -169,8 +177,8 @@ def _window(graph: TokenGraph, hops: int) -> TokenGraph:
     if isinstance(graph.pattern, (GraphWindow, *_CLOSED)) or not graph.is_square:
         return graph  # not square: new tokens of a sequence, which read what is kept
     if torch.compiler.is_compiling():
-        return graph.power(hops).with_self_loops()
+        return side_by_side(graph).power(hops).with_self_loops()
     known = _KNOWN.setdefault(graph, {})
     if hops not in known:
-        known[hops] = graph.power(hops).with_self_loops()
+        known[hops] = side_by_side(graph).power(hops).with_self_loops()
     return known[hops]

@@ -14,7 +14,17 @@ from torch.nn import functional as F
 from graphattn.attention import attend
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph, patterns
-from graphattn.mechanisms.base import Mechanism, check_edge, check_rows, drop_seed, head_width
+from graphattn.graph.subsample import count_kept
+from graphattn.mechanisms.base import (
+    Mechanism,
+    Transform,
+    check_call,
+    check_copies,
+    check_edge,
+    check_rows,
+    drop_seed,
+    head_width,
+)
 from graphattn.mechanisms.parts.connectivity_predictor import ConnectivityPredictor
 from graphattn.mechanisms.parts.fixed_scores import random_scores, window_scores
 from graphattn.mechanisms.parts.learned_choice import LearnedChoice, check_budget, is_complete, products
@@ -40,6 +50,11 @@ class Sparsifiner(Mechanism, LearnedChoice):
     :func:`~graphattn.mechanisms.reconstruction.reconstruct` (stage 1 of :class:`graphattn.training.Sparsification`),
     and before that chooses at random, more or less.
 
+    The predictor knows landmarks, sums over all tokens, so that what a token reads depends on every other: on a causal
+    graph, the future decides what the past reads. It is refused where the graph is known to be causal
+    (:attr:`~graphattn.TokenGraph.known_causal`; a plain list of edges says nothing of it, and is taken). Other
+    selectors look at the candidates of each token alone.
+
     Parameters outside of ``predictor`` have the names of :class:`torch.nn.MultiheadAttention`, so those of a trained
     network load with ``strict=False``.
 
@@ -47,7 +62,7 @@ class Sparsifiner(Mechanism, LearnedChoice):
         width: Channels of a token row.
         heads: Attention heads; must divide ``width``.
         edge_width: Channels of an edge row, which adds one number for each head to the score (not to the choice);
-            ``None``: no edge rows.
+            ``None``: no edge rows, as ``select="block"`` needs.
         keep: The share of its candidates that a token reads, rounded up to b of them.
         keys: b itself, instead of ``keep``.
         threshold: Keep the candidates with :math:`\\tilde A` above this instead (released code: 1e-4).
@@ -58,7 +73,7 @@ class Sparsifiner(Mechanism, LearnedChoice):
             attention), ``"random"`` (drawn once for each layer and head) or ``"window"`` (the nearest in an image, and
             the prefix).
         num_tokens: See :class:`ConnectivityPredictor`; ``None``: any number of tokens.
-        prefix_tokens: First so many tokens (class token, registers) read all candidates, as published.
+        prefix_tokens: First so many tokens (class token, registers), of each member, read all candidates, as published.
         grid_size: Patches after the prefix, for ``selector="window"``.
         keep_self: A token reads itself, besides what was chosen (published: not forced). With ``select="block"``, the
             tokens of a block are the first of its keys.
@@ -72,6 +87,8 @@ class Sparsifiner(Mechanism, LearnedChoice):
     Raises:
         ArgumentError: If the arguments contradict each other.
     """
+
+    takes_transform = True
 
     def __init__(
         self,
@@ -98,7 +115,8 @@ class Sparsifiner(Mechanism, LearnedChoice):
     ) -> None:
         super().__init__()
         check_budget(keep, keys)
-        _check(select, block, selector, threshold, prefix_tokens, grid_size)
+        _check(select, block, selector, threshold, prefix_tokens, grid_size, edge_width)
+        self.complete_only = select == "block"
         self.width, self.heads, self.head_width = width, heads, head_width(width, heads)
         self.keep, self.keys, self.threshold, self.select, self.block = keep, keys, threshold, select, block
         self.selector, self.prefix_tokens, self.grid_size = selector, prefix_tokens, grid_size
@@ -127,29 +145,45 @@ class Sparsifiner(Mechanism, LearnedChoice):
         self._draw_in_projection()
 
     def forward(
-        self, x: Tensor, graph: TokenGraph, edge: Tensor | None = None, *, tokens: Tensor | None = None
+        self,
+        x: Tensor,
+        graph: TokenGraph,
+        edge: Tensor | None = None,
+        *,
+        tokens: Tensor | None = None,
+        transform: Transform | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`Mechanism.forward`; the second result is ``None``.
 
         Args:
             x: ``[..., N, width]``.
-            graph: Candidates; square and without leading dimensions.
+            graph: Candidates; square, and for ``x`` ``[B, N, width]`` perhaps with a leading dimension ``[B]``.
             edge: ``[E, edge_width]``.
             tokens: int64 ``[..., N]``: which of ``num_tokens`` each row is, where tokens were pruned.
+            transform: See :class:`Mechanism`. It may not bring earlier tokens along.
 
         Raises:
-            ArgumentError: If shapes do not fit.
+            ArgumentError: If shapes do not fit, or the graph is causal and there is a predictor.
         """
-        check_rows(x, graph, self.width)
-        if graph.leading:
-            raise ArgumentError(f"graph must hold candidates without leading dimensions, got {graph}")
+        check_call(x, graph)
+        check_rows(x, graph, self.width, transform)
+        if not graph.is_square:
+            raise ArgumentError(f"graph must be square, keys and values of earlier tokens cannot be kept; got {graph}")
+        check_copies(x, graph)
         check_edge(edge, self.edge)
+        if self.predictor is not None and graph.known_causal:
+            raise ArgumentError(
+                "graph must not be causal with selector='predictor': its landmarks are sums over all tokens, so the "
+                "future would decide what the past reads; take selector='oracle', 'window' or 'random'"
+            )
         leading = x.shape[:-2]
-        if len(leading) > 1:
-            x = x.flatten(0, -3)
-            tokens = None if tokens is None else tokens.flatten(0, -2)
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.unflatten(-1, (3, self.heads, self.head_width)).unbind(-3)
+        if transform is not None:
+            q, k, v = transform(q, k, v)
+        if len(leading) > 1:
+            q, k, v = (rows.flatten(0, -4) for rows in (q, k, v))
+            tokens = None if tokens is None else tokens.flatten(0, -2)
         self.look(graph, q, k, tokens)
         bias = None if self.edge is None or edge is None else self.edge(edge)
         out = self._attend(graph, q, k, v, bias, tokens)
@@ -161,10 +195,10 @@ class Sparsifiner(Mechanism, LearnedChoice):
     ) -> Tensor:
         p, seed = drop_seed(self, self.attention_dropout, v)
         options: dict[str, Any] = {"dropout_p": p, "dropout_seed": seed, "backend": self.backend}
-        if self.dense:
+        prefix = self.prefix_tokens
+        if self.dense or graph.num_tokens <= prefix:  # nobody is left who would choose
             return attend(graph, q, k, v, edge_bias=bias, **options)  # type: ignore[return-value]
         if self.select == "block" and is_complete(graph):
-            prefix = self.prefix_tokens
             lists = self.choose(graph, q, k, tokens=tokens)
             out = attend(lists, q[..., prefix:, :, :], k, v, **options)
             if not prefix:
@@ -172,13 +206,16 @@ class Sparsifiner(Mechanism, LearnedChoice):
             every = patterns.complete(prefix, graph.num_tokens, device=graph.device)
             first = attend(every, q[..., :prefix, :, :], k, v, **options)
             return torch.cat([first, out], -3)  # type: ignore[list-item]
-        if bias is None:
+        if bias is None and not graph.leading:
             return attend(self.choose(graph, q, k, tokens=tokens), q, k, v, **options)  # type: ignore[return-value]
         chosen, numbers = self.among_edges(graph, self.edge_ranking(graph, q, k, tokens))
-        # Every edge of every copy has its head's number.
-        copies = chosen.num_copies // self.heads
-        flat = bias.T.expand(copies, -1, -1).reshape(-1)[numbers]
-        return attend(chosen, q, k, v, edge_bias=flat, **options)  # type: ignore[return-value]
+        if bias is not None:  # every edge of every copy has its head's number
+            copies = chosen.num_copies // self.heads
+            options["edge_bias"] = bias.T.expand(copies, -1, -1).reshape(-1)[numbers]
+        if not graph.leading:
+            return attend(chosen, q, k, v, **options)  # type: ignore[return-value]
+        out = attend(chosen, *(rows.flatten(0, 1) for rows in (q, k, v)), **options)
+        return out.unflatten(0, (graph.leading[0], graph.num_tokens))  # type: ignore[union-attr]
 
     # --- the choice -------------------------------------------------------------------------------------------
 
@@ -193,9 +230,13 @@ class Sparsifiner(Mechanism, LearnedChoice):
             tokens: See :meth:`forward`.
 
         Returns:
-            A graph for each head and batch entry (for each head alone, where no input decides). With
-            ``select="block"``, lists of keys for the tokens after the prefix.
+            A graph for each head and batch entry (for each head alone, where no input decides, and where the candidates
+            are of one batch entry each: then over the tokens of all of them). With ``select="block"``, lists of keys
+            for the tokens after the prefix.
         """
+        if is_complete(graph) and graph.num_tokens <= self.prefix_tokens:
+            targets = 0 if self.select == "block" else graph.num_tokens
+            return patterns.complete(targets, graph.num_tokens, device=graph.device)
         if not is_complete(graph):
             if self.select == "block":
                 raise ArgumentError("select='block' needs the complete graph, on others take select='query'")
@@ -214,7 +255,7 @@ class Sparsifiner(Mechanism, LearnedChoice):
     def _best(self, scores: Tensor, axes: str) -> TokenGraph:
         """The choice by scores of all pairs, ``[..., T, S]``, or of all blocks and sources."""
         device, sources = scores.device, scores.shape[-1]
-        budget = min(sources, math.ceil(self.keep * sources) if self.keys is None else self.keys)
+        budget = count_kept(sources, self.keep) if self.keys is None else min(sources, self.keys)
         if self.select == "block":
             targets = sources - self.prefix_tokens
             if self.keep_self:  # the first of all, for a block of its own tokens may be more than the budget
@@ -232,9 +273,10 @@ class Sparsifiner(Mechanism, LearnedChoice):
     def edge_ranking(self, graph: TokenGraph, q: Tensor, k: Tensor, tokens: Tensor | None) -> Tensor:
         """What ranks the candidates, ``[..., E, H]``."""
         if self.selector in ("random", "window"):
-            source, target = graph.edge_index
+            source, target = graph.edge_index % max(graph.num_tokens, 1)  # of each copy
             found = self._fixed_scores(graph.num_tokens).to(graph.device)[..., target, source]
-            return found.expand(*q.shape[:-3], self.heads, -1).movedim(-2, -1)
+            shared = () if graph.leading else q.shape[:-3]
+            return found.expand(*shared, self.heads, -1).movedim(-2, -1)
         if self.predictor is not None:
             q, k = self.predictor(q, k, graph, tokens=tokens, select=True)
         return products(graph, q, k)
@@ -288,6 +330,7 @@ def _check(
     threshold: float | None,
     prefix: int,
     grid: tuple[int, int] | None,
+    edge_width: int | None,
 ) -> None:
     if select not in ("query", "block"):
         raise ArgumentError(f"select must be 'query' or 'block', got {select!r}")
@@ -297,5 +340,7 @@ def _check(
         raise ArgumentError(f"selector must be one of {SELECTORS}, got {selector!r}")
     if threshold is not None and select == "block":
         raise ArgumentError("threshold and select='block' do not go together: lists of keys have one length")
+    if edge_width and select == "block":
+        raise ArgumentError(f"edge_width must be None with select='block', whose keys are no edges; got {edge_width}")
     if selector == "window" and grid is None:
         raise ArgumentError("selector='window' needs grid_size, the rows and columns of patches")

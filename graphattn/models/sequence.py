@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
 from graphattn.mechanisms import Mechanism
+from graphattn.mechanisms.parts.learned_choice import LearnedChoice
 from graphattn.models._sequence_graph import GraphRule, check_tokens, next_tokens, positions_of, token_graph
 from graphattn.models.generation import HeadTransform, KeyValueCache, generate
 from graphattn.models.parts import make_mechanism
@@ -31,7 +32,9 @@ class CausalTransformer(nn.Module):
     mechanism of the library and whose tokens are any token graph.
 
     Positions are rotary by default: queries and keys are turned inside the mechanism, through its ``transform=``. A
-    mechanism that compares no queries with keys has none, and needs ``positions="learned"``.
+    mechanism that compares no queries with keys has none, and needs ``positions="learned"``. Sparsifiner's predictor is
+    refused: its landmarks are sums over all tokens, so that the future would decide what the past reads. Its other
+    selectors are taken.
 
     A batch is ``[B, N]`` with one graph for all; sequences of different lengths are one row ``[N]`` with ``ptr``, or
     padded on either side, with ``mask``. Nothing that a mask leaves out is computed or read.
@@ -59,7 +62,7 @@ class CausalTransformer(nn.Module):
         backend: See :func:`graphattn.attend`.
 
     Raises:
-        ArgumentError: If the arguments contradict each other.
+        ArgumentError: If the arguments contradict each other, or a mechanism would read the future.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class CausalTransformer(nn.Module):
         self.norm = make_norm(norm, width)
         self.head = nn.Linear(width, vocab, bias=False)
         self._tied = tie_weights
-        self._check_rotary()
+        self._check_mechanisms()
         self._draw()
 
     # --- the network --------------------------------------------------------------------------------------
@@ -245,7 +248,12 @@ class CausalTransformer(nn.Module):
                 x = block(x, graph, edge, **options)
         return self.norm(x)
 
-    def _check_rotary(self) -> None:
+    def _check_mechanisms(self) -> None:
+        if any(isinstance(part, LearnedChoice) and part.predictor is not None for part in self.blocks.modules()):
+            raise ArgumentError(
+                "selector must be 'oracle', 'window' or 'random' in a causal network, got 'predictor': Sparsifiner's "
+                "landmarks are sums over all tokens, so the future would decide what the past reads"
+            )
         if self.rotary is None:
             return
         for block in self.blocks:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from graphattn.errors import ArgumentError
@@ -9,9 +11,11 @@ from graphattn.graph import TokenGraph
 from graphattn.graph.members import Members
 from graphattn.graph.rules import Causal
 from graphattn.normalize.base import NORMALIZERS, Normalizer
-from graphattn_kernels import Structure, segment_sum, spread
+from graphattn_kernels import segment_sum, spread
 
 __all__ = ["Flow"]
+
+_Product = Callable[[Tensor], Tensor]
 
 
 @NORMALIZERS.register("flow")
@@ -47,25 +51,45 @@ class Flow(Normalizer):
 
     def forward(self, graph: TokenGraph, scores: Tensor, backend: str = "auto") -> Tensor:
         """See :meth:`Normalizer.forward`."""
+        self.check(graph)
+        by_target, by_source = graph.structure, graph.structure.T
+
+        def times(x: Tensor) -> Tensor:
+            return segment_sum(by_target, scores * spread(by_source, x, backend=backend), backend=backend)
+
+        def t_times(x: Tensor) -> Tensor:
+            return segment_sum(by_source, scores * spread(by_target, x, backend=backend), backend=backend)
+
+        at_target, at_source = self.factors(graph, times, t_times, scores, backend)
+        return scores * spread(by_target, at_target, backend=backend) * spread(by_source, at_source, backend=backend)
+
+    def check(self, graph: TokenGraph) -> None:
+        """Raise if the graph is causal."""
         if isinstance(graph.pattern, Causal):
             raise ArgumentError("normalizer 'flow' would leak the future on a causal graph: it sums over later targets")
-        by_target, by_source = graph.structure, graph.structure.T
+
+    def factors(
+        self, graph: TokenGraph, times: _Product, t_times: _Product, like: Tensor, backend: str = "auto"
+    ) -> tuple[Tensor, Tensor]:
+        """What a score is multiplied with at its target ``[T, H]`` and at its source ``[S, H]``.
+
+        Args:
+            graph: The graph.
+            times: The matrix of scores times ``[S, H]``, for each head.
+            t_times: Its transpose times ``[T, H]``.
+            like: A tensor ``[..., H]`` of the dtype.
+            backend: For the sums over members.
+        """
         targets, sources = Members.of_targets(graph), Members.of_sources(graph)
-
-        def share(x: Tensor, structure: Structure) -> Tensor:
-            total = segment_sum(structure, x, backend=backend).clamp(min=self.floor)
-            return x / spread(structure, total, backend=backend)
-
-        of_target = share(scores, by_target)
-        inflow = segment_sum(by_target, share(scores, by_source), backend=backend)
-        outflow = segment_sum(by_source, of_target, backend=backend)
+        into = times(like.new_ones(graph.num_sources * graph.num_copies, like.shape[-1])).clamp(min=self.floor)
+        out = t_times(like.new_ones(graph.num_targets * graph.num_copies, like.shape[-1])).clamp(min=self.floor)
+        inflow, outflow = times(1 / out), t_times(1 / into)
         if self.clamp is not None:
             outflow = outflow.clamp(-self.clamp, self.clamp)
-        count_t, count_s = (m.ptr.diff().to(scores.dtype).unsqueeze(1) for m in (targets, sources))
+        count_t, count_s = (m.ptr.diff().to(like.dtype).unsqueeze(1) for m in (targets, sources))
         gate = (inflow * targets.spread(count_t / count_s.clamp(min=1), backend)).sigmoid()
         size = (outflow - sources.spread(sources.max(outflow), backend)).exp()
-        competition = size * sources.spread(count_s / sources.sum(size, backend), backend)
-        return of_target * spread(by_target, gate, backend=backend) * spread(by_source, competition, backend=backend)
+        return gate / into, size * sources.spread(count_s / sources.sum(size, backend), backend)
 
     def extra_repr(self) -> str:
         """Shown by ``repr``."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from graphattn_kernels import backends
 from graphattn_kernels.errors import ArgumentError, ArgumentTypeError, BackendError
 
-__all__ = ["check_alike", "check_rows", "lacks", "triton_or"]
+__all__ = ["check_alike", "check_channels", "check_rows", "lacks", "triton_or"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _WIDTH = 256  # channels of a head that fit on the chip beside a tile
@@ -91,3 +91,10 @@ def check_rows(q: Tensor, k: Tensor, v: Tensor, num_targets: int, num_sources: i
             raise ArgumentError(f"{name} must have the batch and heads of q, {list(q.shape)}, got {list(x.shape)}")
     if k.shape[-1] != q.shape[-1]:
         raise ArgumentError(f"k must have the channels of q, {q.shape[-1]}, got {k.shape[-1]}")
+    check_channels(q)
+
+
+def check_channels(q: Tensor) -> None:
+    """Raise unless q has channels, without which no score has a scale."""
+    if q.shape[-1] < 1:
+        raise ArgumentError(f"q must have at least one channel, got shape {list(q.shape)}")

@@ -24,6 +24,11 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "k-rows": ({"k": torch.zeros(T, H, D)}, ArgumentError, f"k must be \\[..., {S}, H, D\\] for {S} sources"),
     "v-rows": ({"v": torch.zeros(T, H, D)}, ArgumentError, f"v must be \\[..., {S}, H, D\\]"),
     "q-dims": ({"q": torch.zeros(T, D)}, ArgumentError, "q must be"),
+    "no-channels": (
+        {"q": torch.zeros(T, H, 0), "k": torch.zeros(S, H, 0)},
+        ArgumentError,
+        "q and k must have at least one channel",
+    ),
     "q-missing": ({"q": None}, ArgumentError, "q and k are needed"),
     "v-missing": ({"v": None}, ArgumentTypeError, "v must be a floating tensor"),
     "q-dtype": ({"q": torch.zeros(T, H, D).int()}, ArgumentTypeError, "q must be a floating tensor, got torch.int32"),

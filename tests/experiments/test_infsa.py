@@ -64,6 +64,21 @@ def test_every_variant_builds_and_runs_on_a_batch(path: Path, monkeypatch: pytes
     assert max(counts) - min(counts) < 0.02 * min(counts)  # the same budget
 
 
+def test_a_network_without_the_options_is_told_before_the_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare, "run_all", lambda *_: pytest.fail("it began"))
+    other = FOLDER.parent / "cora" / "small.yaml"
+    bare = tmp_path / "bare.yaml"
+    bare.write_text("model: {class_path: graphattn.training.NodeClassification}\n")
+    for config, message in ((other, "no option 'mechanism', 'mechanism_options'"), (bare, "a network with class_path")):
+        command = ["--config", str(FOLDER / "digits.yaml"), str(config), "--out", str(tmp_path / "out")]
+        assert compare.main(command) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"compare: error: {config}: ") and message in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_table_counts_differences_by_seed() -> None:
     def results(*accuracies: float) -> list[Results]:
         shared = ("x", 0, "accuracy")

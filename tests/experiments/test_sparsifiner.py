@@ -17,6 +17,7 @@ from graphattn_kernels import backends
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "sparsifiner"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
+QUICK = {"img_size": 8, "patch_size": 1, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}
 
 
 def test_every_configuration_has_a_budget() -> None:
@@ -36,6 +37,25 @@ def test_token_pruning_costs_what_sparsifiner_costs_and_baselines_read_as_much(p
         fixed = [variants[f"{kind}-{keep}"] for kind in ("oracle", "window", "random")]
         assert len({v.attention for v in fixed}) == 1 and fixed[0].attention < ours.attention
         assert all(v.options["keep"] == keep for v in (ours, *fixed))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_windows_and_random_graphs_of_equal_cost(path: Path) -> None:
+    """At the attention cost of Sparsifiner, predictor included: one more key would cost more."""
+    network = yaml.safe_load(path.read_text())["model"]["init_args"]["model"]["init_args"]
+    variants = {v.name: v for v in variants_of(network)}
+    n, width, depth = 1 + (network["img_size"] // network["patch_size"]) ** 2, network["embed_dim"], network["depth"]
+    for keep in KEEPS:
+        ours = variants[f"sparsifiner-{keep}"]
+        for selector in ("window", "random"):
+            equal, same_degree = variants[f"{selector}-equal-macs-{keep}"], variants[f"{selector}-{keep}"]
+            keys = equal.options["keys"]
+            assert equal.options == {"selector": selector, "keys": keys} and equal.reads == f"{keys} of {n}"
+            assert keys > keep * n and same_degree.network < equal.network <= ours.network
+            # The class token reads all n, the others their keys; scores and values cost the width each.
+            assert equal.attention == 2 * width * depth * (n + (n - 1) * keys)
+            assert equal.attention <= ours.attention < equal.attention + 2 * width * depth * (n - 1)
+            assert equal.attention > 0.99 * ours.attention
 
 
 def test_the_table_takes_differences_by_seed() -> None:
@@ -71,7 +91,7 @@ def test_digits_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
 
     monkeypatch.setattr(backends, "_HAS_NUMBA", False)
     monkeypatch.setattr(compare, "run_jobs", in_this_process)
-    kinds = ["sparsifiner", "oracle", "window", "token-pruning"]
+    kinds = ["sparsifiner", "oracle", "window", "window-equal-macs", "random-equal-macs", "token-pruning"]
     call = ["--config", str(FOLDER / "digits.yaml"), "--out", str(tmp_path), "--seeds", "1", "--quick", "--keep", "0.1"]
     call += ["--kinds", *kinds]
     assert compare.main(call) == 0
@@ -83,6 +103,10 @@ def test_digits_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     quality = {name: figures[name][0]["quality"] for name in ("sparsifiner-0.1", "oracle-0.1", "window-0.1")}
     assert all(layer["recall"] == 1.0 for layer in quality["oracle-0.1"])
     assert all(layer["keys"] == 7.0 for layers in quality.values() for layer in layers)  # 0.1 of 65, rounded up
+    equal = [v for v in variants_of(QUICK) if v.name in ("window-equal-macs-0.1", "random-equal-macs-0.1")]
+    for v in equal:
+        assert all(layer["keys"] == v.options["keys"] > 7 for layer in figures[v.name][0]["quality"])
+        assert f"| {v.name} | {v.options['keys']} of 65 |" in text
     rows = list(csv.DictReader((tmp_path / "compare.csv").open()))
     assert [row["name"] for row in rows] == names
     for name in ("compare", "graphs"):

@@ -75,3 +75,9 @@ def test_what_the_block_holds_shrinks_with_keep() -> None:
         share = (rows[keep].held_mib - rows[keep].drawn_mib) / rows[1.0].held_mib
         assert share < keep + 0.1  # token rows are of every size
     assert rows[0.25].drawn_mib == rows[0.25].edge_mib / 4
+
+
+def test_memory_in_a_few_seconds(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert memory.main(["--quick", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "memory.json").read_text())["rows"]
+    assert [row["tokens"] for row in found] == [memory.QUICK] * 6 and "failed" not in capsys.readouterr().err

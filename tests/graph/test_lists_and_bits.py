@@ -249,6 +249,27 @@ def test_a_choice_has_no_gradient_and_repeats() -> None:
 # --- bad input ------------------------------------------------------------------------------------------------
 
 
+def test_no_tokens() -> None:
+    for scores, axes in ((torch.zeros(0, 0), ""), (torch.zeros(2, 3, 0, 0), "bh"), (torch.zeros(0, 4, 4), "b")):
+        for graph in (TokenGraph.top_k(scores, 2, axes=axes), TokenGraph.threshold(scores, 0.5, axes=axes)):
+            assert graph.num_edges == 0 and graph.to_dense().shape == scores.shape
+
+
+@pytest.mark.parametrize("block", [None, 4])
+def test_sources_that_are_always_kept_must_be_there(block: int | None) -> None:
+    scores = torch.randn(8 if block is None else 2, 8)
+    for wrong, text in (
+        (torch.tensor([9]), r"always must hold sources in 0\.\.7, got 9"),
+        (torch.tensor([3, -1]), r"always must hold sources in 0\.\.7, got -1"),
+        (torch.ones(5, dtype=torch.bool), r"always must be bool \[8\] or integer \[a\], got torch.bool \[5\]"),
+        (torch.tensor([[1]]), r"always must be bool \[8\] or integer \[a\], got torch.int64 \[1, 1\]"),
+    ):
+        with pytest.raises(ArgumentError, match=text):
+            TokenGraph.top_k(scores, 2, block=block, always=wrong)
+    with pytest.raises(ArgumentError, match="always must hold sources"):
+        TokenGraph.threshold(torch.randn(8, 8), 0.0, always=torch.tensor([8]))
+
+
 def test_bad_input() -> None:
     index = torch.zeros(2, 3, dtype=torch.int64)
     make = TokenGraph.from_lists

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from graphattn.errors import ArgumentError, ArgumentTypeError
-from graphattn.graph import TokenGraph, complete, grid, window
-from graphattn.graph.order import image_tiles, partition, rcm
+from graphattn.graph import TokenGraph, causal, complete, grid, window
+from graphattn.graph.order import bfs, image_tiles, partition, rcm
 from graphattn.graph.tiling import tile_fill
 from graphattn.testing import GRAPH_KINDS, random_graph
 
 ORDERS: dict[str, Callable[[TokenGraph], Tensor]] = {
     "rcm": rcm,
+    "bfs": bfs,
     "parts": lambda graph: partition(graph, parts=3),
     "size": lambda graph: partition(graph, size=4),
     "parts of one": lambda graph: partition(graph, size=1),
@@ -40,6 +41,42 @@ def test_orders_are_permutations_that_keep_members_together(order: str, kind: st
 @pytest.mark.parametrize("order", ORDERS)
 def test_no_tokens(order: str, empty: TokenGraph) -> None:
     assert ORDERS[order](empty).tolist() == []
+
+
+@pytest.mark.parametrize("kind", [*GRAPH_KINDS, "pieces"])
+def test_breadth_first_order_written_out(kind: str) -> None:
+    """A queue, component after component from its lowest token, neighbours by number; members one after another."""
+    graph = random_graph(4, kind) if kind != "pieces" else pieces()
+    near: list[set[int]] = [set() for _ in range(graph.num_tokens)]
+    for source, target in graph.edge_index.T.tolist():
+        near[source].add(target)
+        near[target].add(source)
+    order: list[int] = []
+    for first in range(graph.num_tokens):
+        queue = [] if first in order else [first]
+        order += queue
+        while queue:
+            new = [token for token in sorted(near[queue.pop(0)]) if token not in order]
+            order += new
+            queue += new
+    order.sort(key=lambda token: int(graph.target_batch[token]))  # stable
+    assert bfs(graph).tolist() == order
+
+
+def pieces() -> TokenGraph:
+    """Components whose tokens interleave, one of them of one token alone, directed edges."""
+    chain = torch.tensor([[0, 4, 9, 2, 8, 6], [4, 9, 6, 8, 3, 0]])
+    return TokenGraph.from_edge_index(chain, 11)
+
+
+def test_breadth_first_order_without_listing_edges() -> None:
+    graph = TokenGraph.batch([complete(3), complete(4)])
+    for dense in (complete(7), causal(7), graph):
+        explicit = TokenGraph.from_edge_index(dense.edge_index, 7, ptr=dense.target_ptr)
+        assert bfs(explicit).tolist() == bfs(dense).tolist() == list(range(7))
+    assert complete(1 << 12)._csr is None and bfs(complete(1 << 12)).shape == (1 << 12,)
+    with pytest.raises(ArgumentError, match="bfs needs a graph without leading dimensions"):
+        bfs(TokenGraph.stack([window(5, 1)] * 2))
 
 
 def test_rcm_makes_a_shuffled_path_a_band() -> None:

@@ -159,6 +159,20 @@ def test_transpose(case: tuple[Pattern, Tensor]) -> None:
         assert pattern.known_symmetric <= pattern.is_symmetric
 
 
+def test_what_is_known_to_be_causal_is(case: tuple[Pattern, Tensor]) -> None:
+    pattern, mask = case
+    if pattern.known_causal:
+        assert not mask.triu(1).any()
+
+
+def test_known_causal() -> None:
+    known = [causal(6), window(6, 2, causal=True), causal(6) & window(6, 2), causal(6) - window(6, 1)]
+    known += [causal(6) | window(6, 2, causal=True)]
+    assert all(graph.known_causal for graph in known)
+    others = [complete(6), prefix(6, 2), window(6, 2), causal(6) | window(6, 2), window(6, 2) - causal(6), causal(6).T]
+    assert not any(graph.known_causal for graph in others)
+
+
 def test_survives_tree_map(case: tuple[Pattern, Tensor]) -> None:
     pattern, mask = case
     fresh = _pytree.tree_map(torch.clone, pattern)

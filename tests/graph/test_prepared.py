@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from graphattn.backends import BACKENDS
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph, blocks, causal, complete, grid, hubs, prepared, window
 from graphattn.graph.block_mask import block_mask
@@ -97,6 +98,9 @@ def test_prepare_takes_block_and_order() -> None:
     assert (image._blocks.block_targets, image._blocks.block_sources) == (128, 32)
     with pytest.raises(ArgumentError, match="block and order are for backend 'tiles', got backend 'flex'"):
         image.prepare("flex", order=order)
+    with pytest.raises(ArgumentError, match="backend must be one of .*'auto'.*got 'nonsense'"):
+        complete(4).prepare("nonsense")
+    assert set(prepared._PREPARED) == {"auto", *BACKENDS}
     with pytest.raises(ArgumentError, match="duplicate|hold each edge once"):
         random_graph(0, "duplicates").prepare("tiles")
 

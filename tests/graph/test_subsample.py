@@ -15,7 +15,8 @@ from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import subsample
 from graphattn.graph.bits import BitGraph
 from graphattn.graph.lists import ListGraph
-from graphattn.graph.subsample.hops import hops_between
+from graphattn.graph.subsample.hops import gumbel_edges, hops_between
+from graphattn.graph.subsample.plan import Plan
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -216,3 +217,43 @@ def test_bad_input() -> None:
         subsample.gumbel_hops(torch.zeros(3, 3), 0.5, 0.0)
     with pytest.raises(ArgumentError, match="keep must be a probability"):
         subsample.uniform_pairs(5, -0.1)
+
+
+def test_in_edges_by_hops_and_their_probabilities() -> None:
+    """Neighbours in any case, the nearest most often, nothing beyond reach; sums over 1 / probability are unbiased."""
+    tokens, draws = 12, 4000
+    order = torch.randperm(tokens * tokens, generator=seeded(3))  # the caller's order is not the graph's
+    source, target = torch.arange(tokens).repeat(tokens)[order], torch.arange(tokens).repeat_interleave(tokens)[order]
+    graph = TokenGraph.from_edge_index(torch.stack([source, target]), tokens)
+    hops = (source - target).abs()
+    hops[(source == 11) & (target == 0)] = -1
+    plan = Plan("hops", 0.5, 2.0, 1, 0, None, None, hops=hops)
+    keep, share = gumbel_edges(graph, plan, draws, seeded())
+    distance = hops[graph.edge_id]
+    assert keep[:, (distance >= 0) & (distance <= 1)].all() and not keep[:, distance < 0].any()
+    counts = torch.zeros(draws, tokens, dtype=torch.int64).index_add_(1, graph.row.long(), keep.long())
+    assert (counts == 6).all()  # half of 12, with the neighbours among them
+    often = torch.stack([keep[:, distance == n].float().mean() for n in range(1, 10)])
+    assert (often.diff() < 0).all()
+    value = torch.rand(graph.num_edges, generator=seeded(1)).masked_fill(distance < 0, 0.0)
+    estimate = torch.zeros(draws, tokens).index_add_(1, graph.row.long(), keep * value / share.clamp_min(1e-30))
+    exact = torch.zeros(tokens).index_add_(0, graph.row.long(), value)
+    z = (estimate.mean(0) - exact) / (estimate.std(0) / math.sqrt(draws))
+    assert z.abs().max() < 4.5
+    for wrong, text in ((hops[:5], r"hops must be \[144\], a number for each edge, got \[5\]"), (None, "needs hops")):
+        with pytest.raises(ArgumentError, match=text):
+            gumbel_edges(graph, plan._replace(hops=wrong), 1, None)
+    with pytest.raises(ArgumentError, match="sigma must be positive with scheme='hops', got 0"):
+        gumbel_edges(graph, plan._replace(sigma=0.0), 1, None)
+    none = TokenGraph.from_edge_index(torch.zeros(2, 0, dtype=torch.int64), 3)
+    kept, _ = gumbel_edges(none, plan._replace(hops=torch.zeros(0)), 2, None)
+    assert kept.shape == (2, 0)
+
+
+def test_one_rounding_for_numbers_and_tensors() -> None:
+    sizes = torch.arange(300)
+    for keep in (0.0, 0.07, 0.3, 0.55, 1.0):
+        for minimum in (0, 1, 8):
+            wanted = [subsample.count_kept(n, keep, minimum) for n in range(300)]
+            assert subsample.counts_kept(sizes, keep, minimum).tolist() == wanted
+    assert subsample.count_kept(100, 0.07) == 7 and subsample.count_kept(50, 0.3) == 15

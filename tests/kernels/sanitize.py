@@ -1,4 +1,4 @@
-"""Run a handful of Triton launches of every operation under NVIDIA's compute-sanitizer.
+"""Run a handful of Triton launches of every operation, value and gradient, under NVIDIA's compute-sanitizer.
 
     python tests/kernels/sanitize.py [memcheck] [racecheck] [initcheck] [synccheck]
 
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = 5  # of covering_cases, on a graph with hubs that are cut: both scores, every dtype
@@ -51,8 +52,59 @@ def run_cases() -> None:
         rows = [torch.randn(1, 150, 2, 24, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3)]
         out, _ = block_attention(blocks, *rows, backend="triton")
         assert all(bool(x.isfinite().all()) for x in torch.autograd.grad(out.sum(), rows))
+    run_dense_cases("cuda")
     torch.cuda.synchronize()
     print("the cases ran", flush=True)
+
+
+def run_dense_cases(device: str) -> None:
+    """A call of every operation that takes no list of edges; on a CPU, in Triton's interpreter."""
+    import torch
+
+    from graphattn_kernels import (
+        SourceLists,
+        agreed_edges,
+        bilateral_vote,
+        connected_components,
+        list_attention,
+        rank_one_attention,
+        relu_attention,
+        select_bits,
+        select_lists,
+    )
+
+    torch.manual_seed(0)
+    backend = {"backend": "triton"}
+    # Sizes that fill no tile: rows of 70 and 50 tokens, 24 channels; members of several sizes, one without tokens.
+    ptr = torch.tensor([0, 33, 33, 70], dtype=torch.int32, device=device)
+    sources = torch.tensor([0, 10, 12, 50], dtype=torch.int32, device=device)
+    for dtype in (torch.bfloat16, torch.float32):
+        q, k, v = (torch.randn(n, 2, 24, device=device).to(dtype).requires_grad_() for n in (70, 50, 50))
+        members = {"target_ptr": ptr, "source_ptr": sources}
+        one = [x.detach()[None].requires_grad_() for x in (q, k, v)]
+        _differentiate(relu_attention(q, k, v, **members, **backend), q, k, v)
+        _differentiate(relu_attention(*one, causal=True, **backend), *one)
+        _differentiate((rank_one_attention(q, k, v, **members, **backend),), q, k, v)
+        _differentiate((rank_one_attention(*one, spread=True, **backend),), *one)
+        scores = torch.randn(2, 5, 50, device=device).to(dtype)
+        always = torch.arange(50, device=device) < 3
+        select_bits(scores, 7, always=always, **backend)
+        index, length = select_lists(scores[:1], 7, always=always, room=11, **backend)
+        lists = SourceLists(index, length, None, 70, 50, 16, "", causal=False, own=False, disjoint=False)
+        _differentiate(list_attention(lists, q, k, v, **backend), q, k, v)
+        cube = torch.randn(1, 8, 5, 36, device=device).to(dtype).requires_grad_()
+        _differentiate((bilateral_vote(cube, **backend),), cube)
+        _differentiate((bilateral_vote(cube, reduce="mean", **backend),), cube)
+    labels, counts = connected_components(agreed_edges(cube.detach(), **backend), **backend)
+    assert bool((labels.amax((-2, -1)) == counts).all()) and bool((counts > 0).all())
+
+
+def _differentiate(results: tuple[Any, ...], *inputs: Any) -> None:
+    """The gradient of the floating results, all finite."""
+    import torch
+
+    total = sum(x.float().masked_fill(~x.isfinite(), 0.0).sum() for x in results)
+    assert all(bool(x.isfinite().all()) for x in (results[0], *torch.autograd.grad(total, inputs)))
 
 
 def start(tool: str) -> subprocess.Popen[str]:

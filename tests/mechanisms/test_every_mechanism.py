@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from graphattn import list_mechanisms, patterns
-from graphattn.errors import ArgumentError
+from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
 from graphattn.mechanisms import MECHANISMS, Mechanism
 from graphattn.testing import check_mechanism, random_graph
@@ -49,6 +49,23 @@ def test_it_is_a_mechanism_that_learns(name: str) -> None:
 
 
 @EVERY
+def test_swapped_arguments_are_told(name: str) -> None:
+    graph, x = patterns.complete(4), torch.randn(4, WIDTH)
+    names = [name] if name == "ssa" else [name, "ssa"]  # alone, and inside a mechanism that draws
+    for module in (
+        MECHANISMS.get(each)(WIDTH, HEADS, **({"attention": name} if each != name else {})) for each in names
+    ):
+        with pytest.raises(ArgumentTypeError, match="graph must be a TokenGraph, got Tensor"):
+            module(graph, x)  # type: ignore[arg-type]
+        with pytest.raises(ArgumentTypeError, match="graph must be a TokenGraph, got Tensor"):
+            module(x, graph.edge_index)
+        with pytest.raises(ArgumentTypeError, match=r"x must be a floating tensor .*got list"):
+            module(x.tolist(), graph)
+        with pytest.raises(ArgumentTypeError, match=r"x must be a floating tensor .*got torch.int64"):
+            module(x.long(), graph)
+
+
+@EVERY
 def test_dropout_follows_the_global_seed_and_stops_in_evaluation(name: str) -> None:
     module = MECHANISMS.get(name)(WIDTH, HEADS, attention_dropout=0.5)
     graph = random_graph(1, "dense")
@@ -81,6 +98,20 @@ def test_leading_dimensions_share_the_graph(name: str) -> None:
     x = torch.randn(2, 12, WIDTH)
     out, _ = module(x, graph)
     torch.testing.assert_close(out, torch.stack([module(row, graph)[0] for row in x]))
+
+
+@EVERY
+def test_a_graph_for_each_batch_entry(name: str) -> None:
+    """Entry by entry what the mechanism makes of that graph alone; graphs for heads or too few are refused."""
+    torch.manual_seed(0)
+    module = MECHANISMS.get(name)(WIDTH, HEADS).double().eval()
+    graphs = [patterns.grid(3, 4), patterns.window(12, 2), patterns.hubs(12, 1)]
+    x = torch.randn(3, 12, WIDTH, dtype=torch.float64)
+    out = module(x, TokenGraph.stack(graphs))[0]
+    alone = torch.stack([module(row, graph)[0] for row, graph in zip(x, graphs, strict=True)])
+    torch.testing.assert_close(out, alone, atol=1e-10, rtol=0)
+    with pytest.raises(ArgumentError):
+        module(x[:2], TokenGraph.stack(graphs))
 
 
 @EVERY

@@ -66,7 +66,7 @@ def test_errors() -> None:
     x = torch.zeros(graph.num_tokens, WIDTH)
     with pytest.raises(ArgumentError, match=f"edge must be \\[{graph.num_edges}, 3\\].*got None"):
         GatedGCN(WIDTH, 1, 3)(x, graph)
-    with pytest.raises(ArgumentError, match="edge must be None .*got \\[2, 3\\]"):
+    with pytest.raises(ArgumentError, match="edge must be None, got \\[2, 3\\]"):
         GatedGCN(WIDTH)(x, graph, torch.zeros(2, 3))
-    with pytest.raises(ArgumentError, match="without leading dimensions"):
+    with pytest.raises(ArgumentError, match=r"graph must have no leading dimensions, or one for each entry of x"):
         GatedGCN(WIDTH)(x, TokenGraph.stack([graph, graph]))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from graphattn import TokenGraph, patterns
 from graphattn.errors import ArgumentError
+from graphattn.graph.subsample import uniform_graph
 from graphattn.insight import selection_quality
 from graphattn.mechanisms import MultiheadAttention, Sparsifiner
 from graphattn.mechanisms.parts.connectivity_predictor import ConnectivityPredictor
@@ -62,6 +63,11 @@ def masked(module: Sparsifiner, x: Tensor, mask: Tensor) -> Tensor:
     scores = (q @ k.mT / math.sqrt(D)).masked_fill(~mask, -math.inf)
     out = scores.softmax(-1).nan_to_num(0.0) @ v
     return out.transpose(-2, -3).flatten(-2) @ module.out_proj.weight.T + module.out_proj.bias
+
+
+def random_edges(seed: int) -> TokenGraph:
+    mask = torch.rand(N, N, generator=torch.Generator().manual_seed(seed)) < 0.5
+    return TokenGraph.from_adj_t(mask)
 
 
 def call(module: Sparsifiner, x: Tensor, graph: TokenGraph | None = None) -> Seen:
@@ -445,8 +451,115 @@ def test_bad_arguments() -> None:
         layer(select="block")(rows(), patterns.window(N, 2))
     with pytest.raises(ArgumentError, match="knows positions"):
         layer()(rows(), TokenGraph.batch([patterns.complete(9), patterns.complete(10)]))
-    with pytest.raises(ArgumentError, match="without leading dimensions"):
+    with pytest.raises(ArgumentError, match=r"graph must have no leading dimensions, or one for each entry of x"):
         layer()(rows(), TokenGraph.per_head([patterns.complete(N)] * HEADS))
+    with pytest.raises(ArgumentError, match="edge_width must be None with select='block', whose keys are no edges"):
+        Sparsifiner(WIDTH, HEADS, 4, select="block")
+    with pytest.raises(ArgumentError, match="graph must be square, keys and values of earlier tokens cannot be kept"):
+        layer("oracle")(rows()[:1], patterns.complete(1, N), transform=lambda q, k, v: (q, k, v))
+
+
+@pytest.mark.parametrize("form", ["free", "positions", "oracle", "random", "window"])
+def test_causal_graphs(form: str) -> None:
+    """A predictor's landmarks know the future: refused. Others read none of it."""
+    module, x = layer(form, keep=0.3), rows()
+    graphs = [
+        patterns.causal(N),
+        patterns.window(N, 4, causal=True),
+        patterns.causal(N) & patterns.blocks(torch.tensor([0, 8, N])),
+        uniform_graph(N, 0.5, causal=True),
+    ]
+    changed = x.clone()
+    changed[-1] += 5.0
+    for graph in graphs:
+        if module.predictor is None:
+            before, after = module(x, graph)[0], module(changed, graph)[0]
+            assert torch.equal(before[:-1], after[:-1]) and not torch.equal(before[-1], after[-1])
+        else:
+            with pytest.raises(
+                ArgumentError, match="graph must not be causal with selector='predictor': its landmarks"
+            ):
+                module(x, graph)
+    if form == "free":  # why: a list of edges says nothing of its order, and here the leak can be seen
+        hidden = TokenGraph.from_edge_index(patterns.causal(N).edge_index, N)
+        assert not torch.equal(module(x, hidden)[0][:-1], module(changed, hidden)[0][:-1])
+
+
+@pytest.mark.parametrize("edge_width", [None, 3])
+@pytest.mark.parametrize("form", ["free", "positions", "oracle", "random", "window"])
+def test_a_graph_of_candidates_for_each_batch_entry(form: str, edge_width: int | None) -> None:
+    """Each entry alone, output and gradients."""
+    torch.manual_seed(0)
+    module = Sparsifiner(WIDTH, HEADS, edge_width, prefix_tokens=1, keep=0.4, **FORMS[form]).double()
+    graphs = [random_edges(seed) for seed in range(3)]
+    x = torch.randn(3, N, WIDTH, dtype=torch.float64, requires_grad=True)
+    edges: list[Any] = [None] * 3
+    if edge_width is not None:
+        edges = [torch.randn(graph.num_edges, edge_width, dtype=torch.float64) for graph in graphs]
+    given = None if edge_width is None else torch.cat(edges)
+    out = module(x, TokenGraph.stack(graphs), given)[0]
+    entries = list(zip(x, graphs, edges, strict=True))
+    alone = [module(*entry)[0] for entry in entries]
+    torch.testing.assert_close(out, torch.stack(alone), atol=1e-12, rtol=0)
+    goal = torch.randn_like(out)
+    mine, theirs = (torch.autograd.grad((y * goal).sum(), x)[0] for y in (out, torch.stack(alone)))
+    torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
+    if module.predictor is not None:
+        [found] = reconstruct(module, x.detach(), TokenGraph.stack(graphs), given)
+        each = [reconstruct(module, *entry)[0] for entry in entries]
+        torch.testing.assert_close(found.approximate, torch.cat([one.approximate for one in each]))
+        torch.testing.assert_close(found.attention, torch.cat([one.attention for one in each]))
+        assert found.rows == sum(one.rows for one in each)
+
+
+def test_prefix_tokens_of_each_member_read_all() -> None:
+    module = layer("oracle", keep=0.25, prefix_tokens=2)
+    graph = TokenGraph.batch([patterns.complete(8), patterns.complete(11)])
+    q, k = torch.randn(2, N, HEADS, D, dtype=torch.float64)
+    degree = module.choose(graph, q, k).in_degree.view(HEADS, N)
+    assert (degree[:, [0, 1]] == 8).all() and (degree[:, [8, 9]] == 11).all()
+    assert (degree[:, 2:8] == 2).all() and (degree[:, 10:] == 3).all()
+
+
+@pytest.mark.parametrize("select", ["query", "block"])
+def test_no_tokens_and_none_after_the_prefix(select: Any) -> None:
+    for tokens in (0, 1, 4):
+        module = layer("oracle", select=select, prefix_tokens=4)
+        x = torch.randn(2, tokens, WIDTH, dtype=torch.float64, requires_grad=True)
+        out = module(x, patterns.complete(tokens))[0]
+        every = masked(module, x, torch.ones(tokens, tokens, dtype=torch.bool))
+        torch.testing.assert_close(out, every)
+        out.sum().backward()
+        q = k = torch.randn(2, tokens, HEADS, D, dtype=torch.float64)
+        chosen = module.choose(patterns.complete(tokens), q, k)
+        assert chosen.num_targets == (0 if select == "block" else tokens) and chosen.in_degree.eq(tokens).all()
+    empty = torch.zeros(0, WIDTH, dtype=torch.float64)
+    for form in ("free", "oracle", "random"):
+        assert layer(form, prefix_tokens=0, select=select)(empty, patterns.complete(0))[0].shape == (0, WIDTH)
+
+
+def test_shares_of_edges_are_rounded_as_shares_of_tokens() -> None:
+    """ceil(0.3 * 50) is 15, whatever float32 makes of it."""
+    for keep, tokens, count in ((0.3, 50, 15), (0.07, 100, 7), (0.55, 100, 55), (0.25, 18, 5)):
+        module = Sparsifiner(WIDTH, HEADS, selector="oracle", keep=keep)
+        graph = patterns.complete(tokens)
+        q = k = torch.randn(tokens, HEADS, D)
+        listed = TokenGraph.from_edge_index(graph.edge_index, tokens)
+        for candidates in (graph, listed):
+            assert module.choose(candidates, q, k).in_degree.eq(count).all()
+
+
+def test_a_transform_turns_what_is_compared_and_chosen_by() -> None:
+    module, x = layer("oracle", keep=0.3, prefix_tokens=0), rows(BATCH)
+    turn = torch.linalg.qr(torch.randn(D, D, dtype=torch.float64))[0]
+    scale = torch.linspace(0.5, 2.0, N, dtype=torch.float64).view(N, 1, 1)
+    out = module(x, patterns.complete(N), transform=lambda q, k, v: (q * scale @ turn, k @ turn, 2.0 * v))[0]
+    q, k, v = qkv(module, x)
+    scores = q * scale.view(1, 1, N, 1) @ k.mT / math.sqrt(D)
+    best = scores.topk(math.ceil(0.3 * N), -1).indices
+    kept = torch.full_like(scores, -math.inf).scatter(-1, best, scores.gather(-1, best))
+    expected = (kept.softmax(-1) @ (2.0 * v)).transpose(-2, -3).flatten(-2)
+    torch.testing.assert_close(out, expected @ module.out_proj.weight.T + module.out_proj.bias)
 
 
 # --- on a GPU ------------------------------------------------------------------------------------------------------

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from graphattn import TokenGraph, attend, patterns
-from graphattn.errors import ArgumentError
+from graphattn import TokenGraph, attend, list_mechanisms, patterns
+from graphattn.errors import ArgumentError, ArgumentTypeError
+from graphattn.graph.bits import BitGraph
 from graphattn.graph.lists import ListGraph
-from graphattn.mechanisms import SSA, EGTAttention, GraphTransformerAttention, InfSA, MultiheadAttention, sampling
+from graphattn.mechanisms import (
+    MECHANISMS,
+    SSA,
+    EGTAttention,
+    GraphTransformerAttention,
+    MultiheadAttention,
+    Sparsifiner,
+    sampling,
+)
 from graphattn.mechanisms.ssa import ssa
+from graphattn.models.image import VisionTransformer
 from graphattn.testing import random_graph
 
 WIDTH, HEADS = 8, 2
@@ -290,29 +301,173 @@ def test_edge_rows_follow_their_edges(name: str, scheme: str, leading: tuple[int
     torch.testing.assert_close(step, every.reshape(step.shape), atol=1e-10, rtol=0)
 
 
+SPARSIFINER = [{"selector": selector, "grid_size": (5, 8)} for selector in ("predictor", "oracle", "random")]
+INNER: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in list_mechanisms() if name not in ("ssa", "sparsifiner")),
+    *(("sparsifiner", {"keep": 0.5, "prefix_tokens": 1, **options}) for options in SPARSIFINER),
+    ("infsa", {"hops": 2}),
+]
+
+
 @pytest.mark.parametrize(
-    "inner",
-    [MultiheadAttention(WIDTH, HEADS), GraphTransformerAttention(WIDTH, HEADS), InfSA(WIDTH, HEADS, hops=2)],
-    ids=lambda inner: type(inner).__name__,
+    ("name", "options"), INNER, ids=lambda part: part if isinstance(part, str) else "-".join(map(str, part.values()))
 )
-def test_any_mechanism_on_every_graph(inner: torch.nn.Module) -> None:
-    inner.double()
-    for name, graph in whole_graphs().items():
-        module = SSA(inner, 0.25, minimum=2).train()
+@pytest.mark.parametrize("scheme", ["uniform", "local", "pairs", "hops"])
+def test_any_mechanism_on_every_graph(scheme: str, name: str, options: dict[str, Any]) -> None:
+    """What it makes of each batch entry is what it makes of that entry's sub-graph alone."""
+    torch.manual_seed(0)
+    inner = MECHANISMS.get(name)(WIDTH, HEADS, **options).double()
+    graphs = whole_graphs()
+    for kind in graphs if scheme == "uniform" else ("causal", "edges"):
+        graph = graphs[kind]
+        module = SSA(inner, 0.25, scheme, minimum=2, hops=some_hops).train()
         x = torch.randn(2, graph.num_tokens, WIDTH, dtype=torch.float64, requires_grad=True)
+        if name == "sparsifiner" and options["selector"] == "predictor" and graph.known_causal:
+            with pytest.raises(ArgumentError, match="graph must not be causal with selector='predictor'"):
+                inner(x, graph)
+            continue
         with sampling(module, True, seeded(1)):
             out = module(x, graph)[0]
             module.generator.manual_seed(1)
-            drawn = module.draw(graph, 2).graph
-        dense = drawn.to_dense()
-        for row, mask, result in zip(x, dense, out, strict=True):
-            source, target = mask.nonzero()[:, [1, 0]].T
-            if graph.has_duplicates:
-                continue
-            alone = TokenGraph.from_edge_index(torch.stack([source, target]), graph.num_tokens, ptr=graph.target_ptr)
-            torch.testing.assert_close(inner(row, alone)[0], result, atol=1e-9, rtol=0, msg=name)
+            drawn = module.draw(graph, 2, share=inner.takes_share)
+        shares = drawn.share if isinstance(drawn.share, Tensor) else None
+        source, target = drawn.graph.edge_index
+        for entry, (row, result) in enumerate(zip(x, out, strict=True)):
+            mine = target // graph.num_targets == entry
+            edges = torch.stack([source, target])[:, mine] % graph.num_tokens
+            alone = TokenGraph.from_edge_index(edges, graph.num_tokens, ptr=graph.target_ptr)
+            extra = {"share": drawn.share if shares is None else shares[mine]} if inner.takes_share else {}
+            torch.testing.assert_close(inner(row, alone, **extra)[0], result, atol=1e-9, rtol=0, msg=kind)
         out.square().sum().backward()
         assert x.grad is not None and x.grad.isfinite().all()
+
+
+def some_hops(graph: TokenGraph) -> Tensor:
+    source, target = graph.edge_index
+    return (source - target).abs() % 5
+
+
+def test_an_image_model_around_sparsifiner() -> None:
+    options = {"attention": "sparsifiner", "keep": 0.5, "minimum": 2}
+    model = VisionTransformer(
+        img_size=8,
+        patch_size=2,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        num_classes=3,
+        attention="ssa",
+        attention_options=options,
+    ).train()
+    out = model(torch.randn(3, 3, 8, 8))
+    out.sum().backward()
+    assert out.shape == (3, 3) and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    with pytest.raises(ArgumentError, match=r"this Sparsifiner is for complete graphs only \(select='block'\)"):
+        SSA(Sparsifiner(WIDTH, HEADS, select="block"))
+
+
+# --- other schemes ----------------------------------------------------------------------------------------
+
+
+@WHOLE
+def test_pairs_are_drawn_one_by_one(name: str) -> None:
+    """Each edge with probability ``keep``, loops and the first tokens in any case, batch entries by themselves."""
+    graph, draws = whole_graphs()[name], 400
+    module = wrap(0.25, "pairs", always=1)
+    drawn = module.draw(graph, draws, share=True, edges=True)
+    assert isinstance(drawn.graph, BitGraph) == (name in ("complete", "causal"))
+    count = torch.zeros(graph.num_edges).index_add_(0, drawn.edge % graph.num_edges, torch.ones(len(drawn.edge)))
+    source, target = graph.edge_index
+    first = torch.zeros(graph.num_tokens, dtype=torch.bool)
+    first[(graph.source_ptr[:-1] if graph.source_ptr is not None else torch.zeros(1)).long().clamp(max=44)] = True
+    sure = (source == target) | first[source]
+    assert (count[sure] == draws).all()
+    z = (count[~sure] / draws - 0.25) / math.sqrt(0.25 * 0.75 / draws)
+    assert z.abs().max() < 5.0 and abs(z.square().mean() - 1.0) < 0.35
+    wanted = torch.where(sure, 1.0, 0.25)[drawn.edge % graph.num_edges]
+    torch.testing.assert_close(drawn.share, wanted)
+
+
+def test_windows_along_a_breadth_first_order() -> None:
+    """A path whose tokens are shuffled: windows of the path, in each member by itself; computed once for a graph."""
+    torch.manual_seed(0)
+    parts = []
+    for size in (24, 12):
+        order = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + torch.randperm(size - 1)])  # begins at token 0
+        ring = patterns.window(size, size)
+        parts.append((order, TokenGraph.from_edge_index(order[ring.edge_index], size)))
+    graph = TokenGraph.batch([part for _, part in parts])
+
+    def along(graph: TokenGraph) -> Tensor:
+        calls.append(graph)
+        return torch.cat([order.argsort() for order, _ in parts]).float()
+
+    calls: list[TokenGraph] = []
+    module = wrap(0.25, "local", sigma=0.0, minimum=2, positions=along, keep_self=False)
+    read = module.draw(graph).graph.to_dense()
+    again = module.draw(graph, 2).graph.to_dense()
+    assert len(calls) == 1 and torch.equal(again[0], read)
+    begin = 0
+    for order, part in parts:
+        size = part.num_tokens
+        place = order.argsort() // (size // 4)
+        mine = read[begin : begin + size, begin : begin + size]
+        assert torch.equal(mine, place[:, None] == place)
+        begin += size
+    # The same by breadth first, on paths: a path's order is its own.
+    chain = parts[0][0]
+    path = TokenGraph.from_edge_index(torch.stack([chain[:-1], chain[1:]]), 24).symmetrize().with_self_loops()
+    read = wrap(0.25, "local", sigma=0.0, minimum=2, positions="bfs", keep_self=False).draw(path).graph.to_dense()
+    place = chain.argsort() // 6
+    assert torch.equal(read, path.to_dense() & (place[:, None] == place))
+    near, far = (
+        wrap(0.25, "local", 1, sigma=sigma, positions="bfs", keep_self=False)
+        .draw(path, 200)
+        .graph.to_dense()
+        .float()
+        .mean()
+        for sigma in (1.0, 1e6)
+    )
+    assert near > 1.5 * far
+
+
+def test_positions_and_hops_of_a_call() -> None:
+    graph = patterns.complete(40)
+    x = torch.randn(2, 40, WIDTH, dtype=torch.float64)
+    back = torch.arange(40.0).flip(0)
+    module = wrap(0.25, "local", sigma=0.0, always=1)
+    read = module.draw(graph, positions=back).graph.to_dense()
+    assert read[:, 0].all() and read[39, 30:].all() and not read[39, 1:30].sum() > 10
+    corner = torch.stack([torch.arange(40) % 8, torch.arange(40) // 8], 1).double()
+    plain = wrap(0.2, "local", sigma=0.0, minimum=1).draw(graph, positions=corner).graph
+    assert plain.in_degree.eq(8).all()
+    module.train()
+    out = module(x, graph, positions=back)[0]
+    assert torch.equal(module.eval()(x, graph, positions=back)[0], module.attention(x, graph)[0])
+    assert not torch.equal(out, module.attention(x, graph)[0])
+    by_hops = wrap(0.25, "hops", minimum=1).train()
+    hops = (torch.arange(40)[:, None] - torch.arange(40)).abs()
+    degree = by_hops.draw(graph, 3, hops=hops.flatten()).graph.in_degree
+    assert degree.eq(10).all() and by_hops(x, graph, hops=hops.flatten())[0].shape == x.shape
+    with pytest.raises(ArgumentError, match="scheme='hops' needs hops"):
+        by_hops(x, graph)
+    for wrong, text in (
+        (back[:7], r"positions must be floating \[40\] or \[40, k\]"),
+        (corner, "several coordinates need sigma"),
+    ):
+        with pytest.raises(ArgumentError, match=text):
+            wrap(0.25, "local").draw(graph, positions=wrong)
+    with pytest.raises(ArgumentError, match=r"positions must be \[45\] or \[45, 1\] on a graph of edges"):
+        wrap(0.25, "local", sigma=1.0).draw(ragged(), positions=torch.rand(45, 2))
+
+
+@pytest.mark.parametrize("scheme", ["uniform", "local", "pairs"])
+def test_no_tokens(scheme: str) -> None:
+    module = wrap(0.25, scheme).train()
+    for leading in ((), (2,)):
+        for graph in (patterns.complete(0), patterns.causal(0), patterns.window(0, 2)):
+            x = torch.zeros(*leading, 0, WIDTH, dtype=torch.float64)
+            assert module(x, graph)[0].shape == x.shape
 
 
 def test_a_graph_with_copies_of_its_own_is_drawn_copy_by_copy() -> None:
@@ -343,13 +498,21 @@ def test_bad_arguments() -> None:
     for options, text in (
         ({"keep": 0.0}, "keep must be a share above 0, 1 at most, got 0.0"),
         ({"keep": 1.5}, "keep must be a share"),
-        ({"scheme": "near"}, r"scheme must be one of \('uniform', 'local'\), got 'near'"),
+        ({"scheme": "near"}, r"scheme must be one of \('uniform', 'local', 'pairs', 'hops'\), got 'near'"),
         ({"sigma": -1.0}, "sigma must be 0 or more, got -1.0"),
         ({"minimum": 0}, "minimum must be 1 or more"),
         ({"always": -1}, "always 0 or more, got 8 and -1"),
+        ({"positions": "dfs"}, "positions must be 'bfs' or a function of the graph, got 'dfs'"),
+        ({"positions": "bfs", "shape": (2, 3)}, "shape and positions do not go together"),
     ):
         with pytest.raises(ArgumentError, match=text):
             SSA(MultiheadAttention(WIDTH, HEADS), **options)
+    with pytest.raises(ArgumentTypeError, match="hops must be a function of the graph, got Tensor"):
+        wrap(hops=torch.zeros(3))
+    for scheme in ("uniform", "local", "pairs"):
+        for graph in (patterns.complete(24), patterns.causal(24), patterns.window(24, 2)):
+            with pytest.raises(ArgumentError, match="always must be no more than the 24 tokens, got 40"):
+                wrap(0.25, scheme, always=40).draw(graph)
     with pytest.raises(ArgumentError, match=r"model must hold an SSA mechanism, Linear has none"):
         with sampling(torch.nn.Linear(2, 2)):
             pass

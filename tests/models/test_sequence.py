@@ -79,6 +79,36 @@ def test_nothing_of_the_future_is_read(kind: str) -> None:
     assert (before[:, 9] - after[:, 9]).abs().max() > 1e-6
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "in SSA"])
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+@pytest.mark.parametrize("selector", ["oracle", "random", "window"])
+def test_nothing_of_the_future_is_read_or_chosen_by(selector: str, positions: str, inside: bool) -> None:
+    """Sparsifiner, but for its predictor, which is refused: the future would move the past through its choice."""
+    options: dict[str, Any] = {"selector": selector, "keep": 0.3, "grid_size": (3, 4)}
+    named: dict[str, Any] = {"attention": "sparsifiner", "attention_options": options}
+    if inside:
+        named = {"attention": "ssa", "attention_options": {**named, "keep": 0.6, "minimum": 2}}
+    model, tokens = make(**named, positions=positions, context=40), text(2, 12)
+    assert not model.can_cache
+    changed = tokens.clone()
+    changed[:, 7] = (changed[:, 7] + 1) % VOCAB
+    found = []
+    for row in (tokens, changed):
+        if inside:
+            with sampling(model, True, torch.Generator().manual_seed(0)):
+                found.append(model(row))
+        else:
+            found.append(model(row))
+    close(found[0][:, :7], found[1][:, :7], 0.0)
+    assert (found[0][:, 7] - found[1][:, 7]).abs().max() > 1e-3
+    for refused in (
+        {"attention": "sparsifiner"},
+        {"attention": "ssa", "attention_options": {"attention": "sparsifiner"}},
+    ):
+        with pytest.raises(ArgumentError, match="selector must be 'oracle', 'window' or 'random' in a causal network"):
+            make(**refused, positions=positions, context=40)
+
+
 @CACHED
 def test_kept_keys_and_values_change_nothing(kind: str) -> None:
     model, tokens = make(kind), text(3, 12)

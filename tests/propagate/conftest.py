@@ -8,39 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphattn.graph import TokenGraph
-
-
-class Live(TorchDispatchMode):
-    """Bytes of all tensors that were made inside and still exist: now, and at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
-
-    @property
-    def now(self) -> int:
-        self._storages = {key: entry for key, entry in self._storages.items() if not entry[0].expired()}
-        return sum(size for _, size in self._storages.values())
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(x, Tensor):
-                storage = x.untyped_storage()
-                reference = StorageWeakRef(storage)
-                self._storages[reference.cdata] = (reference, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return out
+from graphattn.testing import LiveMemory
 
 
 @pytest.fixture
-def live() -> type[Live]:
-    return Live
+def live() -> type[LiveMemory]:
+    return LiveMemory
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from graphattn import TokenGraph, attend, explain, patterns
 from graphattn.attention import edge_weights
+from graphattn.errors import ArgumentError
 from graphattn.propagate import (
     EdgeOperator,
     HeatKernel,
@@ -35,8 +36,8 @@ GRAPHS = {
 CHOICES = [
     (score, rule)
     for score in ("dot", "relu_dot")
-    for rule in ("softmax", "sigmoid", "frobenius", "sum", "symmetric")
-    if score == "relu_dot" or rule not in ("sum", "symmetric")
+    for rule in ("softmax", "sigmoid", "frobenius", "sum", "symmetric", "flow")
+    if score == "relu_dot" or rule not in ("sum", "symmetric", "flow")
 ]
 
 
@@ -61,6 +62,11 @@ def tokens(graph: TokenGraph, *lead: int) -> list[Tensor]:
 @pytest.mark.parametrize(("score", "rule"), CHOICES)
 def test_equals_the_list_of_edges(name: str, score: str, rule: str, gradients_agree: Callable[..., None]) -> None:
     graph = GRAPHS[name]
+    if (name, rule) == ("causal", "flow"):
+        q, k, v = tokens(graph)
+        with pytest.raises(ArgumentError, match="would leak the future"):
+            attend(graph, q, k, v, score=score, normalizer=rule)
+        return
     movers: list[str | Propagator] = ["one_hop"]
     if graph.is_square:
         movers += [Neumann(3, torch.tensor([0.1, 0.05], dtype=F64)), Resolvent(0.03, tolerance=1e-13)]
@@ -110,7 +116,7 @@ def test_the_operator_is_the_matrix(name: str, gradients_agree: Callable[..., No
 def test_no_edge_is_listed_and_memory_is_that_of_a_block(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     n = 700
     monkeypatch.setitem(pairs._BLOCK, "cpu", 8 * n)
-    for score, rule in (("dot", "softmax"), ("relu_dot", "symmetric")):
+    for score, rule in (("dot", "softmax"), ("relu_dot", "symmetric"), ("relu_dot", "flow")):
         graph = patterns.complete(n)
         q, k, v = (torch.randn(n, 1, 2, requires_grad=True) for _ in range(3))
         with live() as memory:

@@ -9,7 +9,7 @@ was not released: uniform keys are the paper's; the concrete local samplers (:fu
 :func:`draw_subgraph` draws from any graph, and waits for the device where the graph is a list of edges.
 """
 
-from graphattn.graph.subsample.chance import count_kept
+from graphattn.graph.subsample.chance import count_kept, counts_kept
 from graphattn.graph.subsample.hops import gumbel_hops
 from graphattn.graph.subsample.local import jittered_windows
 from graphattn.graph.subsample.plan import Drawn, Plan
@@ -21,6 +21,7 @@ __all__ = [
     "Drawn",
     "Plan",
     "count_kept",
+    "counts_kept",
     "draw_subgraph",
     "gumbel_hops",
     "jittered_windows",

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph.bits import BitGraph
-from graphattn.graph.subsample.chance import Generator, count_kept, draw
+from graphattn.graph.subsample.chance import Generator, count_kept, counts_kept, draw
+from graphattn.graph.subsample.plan import Plan
 from graphattn.graph.token_graph import TokenGraph
 from graphattn_kernels.select_sources import select_bits
 
-__all__ = ["gumbel_hops", "hops_between"]
+__all__ = ["gumbel_edges", "gumbel_hops", "hops_between"]
 
 
 def gumbel_hops(
@@ -54,12 +55,54 @@ def gumbel_hops(
     flat = hops.reshape(-1, *hops.shape[-2:])
     distance = flat.float()
     reached = (flat >= 0) & torch.isfinite(distance)
-    uniform = draw(torch.rand, tuple(flat.shape), generator, hops.device).clamp_min_(torch.finfo(torch.float32).tiny)
-    scores = -distance / tau - (-uniform.log()).log()
+    scores = _gumbel(tuple(flat.shape), generator, hops.device) - distance / tau
     near = reached & (distance <= 1)
     scores = scores.masked_fill(~reached, float("-inf")).masked_fill(near, float("inf"))
     words = select_bits(scores, count_kept(tokens, keep, minimum)) | select_bits(near, at=0)
     return BitGraph(words.view(*hops.shape[:-2], *words.shape[1:]), tokens, axes)
+
+
+def gumbel_edges(
+    graph: TokenGraph, plan: Plan, copies: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """The same among the in-edges of each target, whose hops are given edge by edge, for some copies.
+
+    Returns:
+        bool ``[copies, E]`` in the graph's own order: which edges are drawn; and the probability of each, given the
+        keys of the others (the largest key that was not drawn: Cohen & Kaplan, "Bottom-k sketches", 2007), with which
+        sums over what was drawn are unbiased.
+    """
+    edges, hops = graph.num_edges, plan.hops
+    tau = 1.0 if plan.sigma is None else plan.sigma
+    if hops is None:
+        raise ArgumentError("scheme='hops' needs hops, the distance of each edge's source from its target")
+    if hops.shape != (edges,):
+        raise ArgumentError(f"hops must be [{edges}], a number for each edge, got {list(hops.shape)}")
+    if not tau > 0:
+        raise ArgumentError(f"sigma must be positive with scheme='hops', got {tau}")
+    distance = hops if graph.edge_id is None else hops.index_select(0, graph.edge_id.long())
+    reached = (distance >= 0) & torch.isfinite(distance.float())
+    near = reached & (distance <= 1)
+    weight = (-distance.float() / tau).masked_fill(~reached, float("-inf"))
+    keys = (_gumbel((copies, edges), generator, graph.device) + weight).masked_fill(near, float("inf"))
+    # Row by row, largest key first: two stable sorts.
+    row, begin = graph.row.long(), graph.rowptr.long()
+    order = keys.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, row[order].argsort(dim=1, stable=True))
+    degree = begin.diff()
+    count = counts_kept(degree, plan.keep, plan.minimum)
+    rank = torch.arange(edges, device=graph.device) - begin[row]
+    drawn = torch.zeros_like(keys, dtype=torch.bool).scatter_(1, order, (rank < count[row]).expand_as(order))
+    last = (begin[:-1] + count).clamp(max=max(edges - 1, 0))  # the first that was not drawn
+    limit = keys.gather(1, order)[:, last] if edges else keys.new_zeros(copies, count.shape[0])
+    limit = limit.masked_fill(count >= degree, float("-inf"))[:, row]
+    share = -torch.expm1(-(weight - limit).exp())
+    return (drawn & reached) | near, share.masked_fill(near | (limit == float("-inf")), 1.0)
+
+
+def _gumbel(shape: tuple[int, ...], generator: Generator, device: torch.device) -> Tensor:
+    uniform = draw(torch.rand, shape, generator, device).clamp_min_(torch.finfo(torch.float32).tiny)
+    return -(-uniform.log()).log()
 
 
 def hops_between(graph: TokenGraph, most: int) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from graphattn.errors import ArgumentError
 from graphattn.graph.csr import Csr, index_dtype
+from graphattn.graph.subsample.chance import draw
+from graphattn.graph.subsample.hops import gumbel_edges
 from graphattn.graph.subsample.plan import Drawn, Plan, first_tokens, kept_of, member_start
 from graphattn.graph.subsample.ragged import ragged_sources
 from graphattn.graph.token_graph import TokenGraph
@@ -25,7 +27,8 @@ def pick_edges(
     need_edges: bool,
     need_share: bool,
 ) -> Drawn:
-    """The edges whose source was drawn (or is in the window of the target); self-edges stay. Waits for the device."""
+    """The edges that were drawn, or whose source was, or is in the window of the target; self-edges stay. Waits for the
+    device."""
     targets, sources, device = graph.num_targets, graph.num_sources, graph.device
     if batch is not None and graph.leading:
         raise ArgumentError(
@@ -35,7 +38,12 @@ def pick_edges(
     row, col = graph.row.long(), graph.col.long()
     target, source = row % targets, col % sources
     copy = col // max(sources, 1)  # of the graph itself
-    if plan.scheme == "uniform":
+    if plan.scheme == "pairs":
+        keep = draw(torch.rand, (copies, row.shape[0]), generator, device) < plan.keep
+        share = torch.full((row.shape[0],), plan.keep, device=device)
+    elif plan.scheme == "hops":
+        keep, share = gumbel_edges(graph, plan, copies, generator)
+    elif plan.scheme == "uniform":
         kept, part = _sources(graph, plan, max(copies, graph.num_copies), generator)
         keep = kept[copy, source].unsqueeze(0) if batch is None else kept[:, source]
         share = part[source]
@@ -72,7 +80,9 @@ def pick_edges(
     number = None
     if need_edges:
         number = (own if graph.edge_id is None else graph.edge_id.long()[own]) + at // max(edges, 1) * edges
-    return Drawn(drawn, number, share[own] if need_share else 1.0)
+    if not need_share:
+        return Drawn(drawn, number, 1.0)
+    return Drawn(drawn, number, share[own] if share.dim() == 1 else share.flatten()[at])
 
 
 def _sources(graph: TokenGraph, plan: Plan, copies: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -101,7 +111,7 @@ def _windows(
     graph: TokenGraph, plan: Plan, copies: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The window of each target ``[T]``, the window that each source fell into ``[copies, S]``, and the probability
-    ``[S]``: windows along the order of tokens, in each member by itself."""
+    ``[S]``: windows along the order of tokens, or of their positions, in each member by itself."""
     if plan.shape is not None:
         raise ArgumentError("scheme='local' with a shape is for complete and causal graphs")
     if not graph.is_square:
@@ -110,15 +120,33 @@ def _windows(
     ptr, member = graph.target_ptr, graph.target_batch
     sizes = torch.full((1,), tokens, device=device) if ptr is None else ptr.diff().long()
     window = kept_of(sizes, plan)[member]
-    place = torch.arange(tokens, device=device) - member_start(graph, torch.arange(tokens, device=device))
+    start = member_start(graph, torch.arange(tokens, device=device))
+    place = torch.arange(tokens, device=device) - start
+    if plan.positions is not None:
+        along = _ranks(plan.positions, member, tokens) - start
+    else:
+        along = place
     sigma = window.float() if plan.sigma is None else plan.sigma
     where = device if generator is None else generator.device
     noise = torch.randn(copies, tokens, generator=generator, device=where).to(device)
-    noisy = place + sigma * noise if plan.sigma is None or math.isfinite(plan.sigma) else noise
+    noisy = along + sigma * noise if plan.sigma is None or math.isfinite(plan.sigma) else noise
     order = noisy.argsort(dim=1)
     order = order.gather(1, member[order].argsort(dim=1, stable=True))
     rank = torch.empty_like(order).scatter_(1, order, place.expand(copies, -1))
     cells = (sizes[member] // window.clamp(min=1)).clamp(min=1)  # what does not come out even joins the last window
-    home = torch.minimum(place // window, cells - 1)
+    home = torch.minimum(along // window, cells - 1)
     cell = torch.minimum(rank // window, cells - 1)
     return home, cell, (window / sizes[member].clamp(min=1)).float()
+
+
+def _ranks(positions: Tensor, member: Tensor, tokens: int) -> Tensor:
+    """int64 ``[N]``: place of each token in the order of members, then of positions, then of tokens."""
+    flat = positions.squeeze(-1) if positions.dim() == 2 else positions
+    if flat.shape != (tokens,):
+        raise ArgumentError(
+            f"positions must be [{tokens}] or [{tokens}, 1] on a graph of edges, got {list(positions.shape)}; several "
+            "coordinates are for complete and causal graphs"
+        )
+    order = flat.argsort(stable=True)
+    order = order[member[order].argsort(stable=True)]
+    return torch.empty_like(order).scatter_(0, order, torch.arange(tokens, device=order.device))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from graphattn.graph.subsample.chance import counts_kept
 from graphattn.graph.token_graph import TokenGraph
 
 __all__ = ["Drawn", "Plan", "first_tokens", "kept_of", "member_start"]
@@ -16,7 +17,7 @@ class Plan(NamedTuple):
     """How a sub-graph is drawn."""
 
     scheme: str
-    """``"uniform"`` or ``"local"``."""
+    """``"uniform"``, ``"local"``, ``"pairs"`` or ``"hops"``."""
     keep: float
     sigma: float | None
     minimum: int
@@ -25,6 +26,10 @@ class Plan(NamedTuple):
     keep_self: bool | None
     shape: tuple[int, int] | None
     """Rows and columns of a grid of tokens (after those that are always read)."""
+    positions: Tensor | None = None
+    """Floating ``[N]`` (complete and causal graphs: or ``[N, k]``), for the local scheme; ``None``: as tokens stand."""
+    hops: Tensor | None = None
+    """``[E]`` in the caller's edge order, for the scheme by hops."""
 
 
 class Drawn(NamedTuple):
@@ -40,8 +45,7 @@ class Drawn(NamedTuple):
 
 def kept_of(sizes: Tensor, plan: Plan) -> Tensor:
     """How many of so many tokens are kept, as :func:`count_kept` counts them."""
-    count = torch.ceil(sizes.double() * plan.keep - 1e-9).long()
-    return torch.minimum(count.clamp(min=max(plan.minimum, plan.always)), sizes.long())
+    return counts_kept(sizes, plan.keep, max(plan.minimum, plan.always))
 
 
 def first_tokens(graph: TokenGraph, count: int) -> Tensor | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from graphattn.errors import ArgumentError
 from graphattn.graph.lists import ListGraph
 from graphattn.graph.order import align_members
-from graphattn.graph.subsample.chance import Generator, count_kept, draw
+from graphattn.graph.subsample.chance import Generator, count_kept, counts_kept, draw
 from graphattn_kernels.lists import SourceLists
 
 __all__ = ["ragged_sources", "ragged_uniform"]
@@ -99,7 +99,7 @@ def _shuffled(
     order = drawn.argsort()
     order = order[member[order].argsort(stable=True)]
     rank = torch.arange(num_tokens, device=ptr.device) - begin.index_select(0, member)
-    count = torch.ceil(sizes.double() * keep - 1e-9).long().clamp(min=minimum)
+    count = counts_kept(sizes, keep, minimum)
     if always is not None:
         count = torch.maximum(count, torch.zeros_like(sizes).index_add_(0, member, always.long()))
     return order, rank, torch.minimum(count, sizes), member

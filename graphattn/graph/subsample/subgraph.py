@@ -9,15 +9,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from graphattn.errors import ArgumentError
+from graphattn.graph.bits import BitGraph
 from graphattn.graph.lists import ListGraph, plain_lists
 from graphattn.graph.rules import Blocks, Causal, Complete
-from graphattn.graph.subsample.chance import count_kept
+from graphattn.graph.subsample.chance import count_kept, draw
 from graphattn.graph.subsample.local import jittered_windows
 from graphattn.graph.subsample.picked import pick_edges
 from graphattn.graph.subsample.plan import Drawn, Plan, first_tokens, kept_of
 from graphattn.graph.subsample.ragged import ragged_uniform
 from graphattn.graph.subsample.uniform import uniform_graph, uniform_sources
 from graphattn.graph.token_graph import TokenGraph
+from graphattn_kernels.select_sources import select_bits
 
 __all__ = ["draw_subgraph"]
 
@@ -43,7 +45,14 @@ def draw_subgraph(
         need_edges: Whether :attr:`Drawn.edge` is wanted.
         need_share: Whether :attr:`Drawn.share` is wanted.
     """
-    if type(graph) in (Complete, Causal) and graph.is_square:
+    if graph.source_ptr is None and plan.always > graph.num_sources:
+        raise ArgumentError(f"always must be no more than the {graph.num_sources} tokens, got {plan.always}")
+    found: ListGraph | BitGraph
+    if plan.scheme == "pairs" and type(graph) in (Complete, Causal) and graph.is_square:
+        found = _pairs(graph, plan, batch, generator)
+    elif plan.scheme in ("pairs", "hops"):
+        return pick_edges(graph, plan, batch, generator, self_offset, need_edges, need_share)
+    elif type(graph) in (Complete, Causal) and graph.is_square:
         found = _lists(graph, plan, batch, generator)
         own = isinstance(graph, Causal) if plan.keep_self is None else plan.keep_self
         if own != found.reads_itself:
@@ -63,7 +72,7 @@ def draw_subgraph(
     edge = _numbers(graph, found) if need_edges else None
     share: float | Tensor = 1.0
     if need_share:
-        share = _share(graph, found, plan)
+        share = _share(graph, found, plan) if isinstance(found, ListGraph) else _share_of_pairs(graph, found, plan)
     return Drawn(found, edge, share)
 
 
@@ -85,7 +94,9 @@ def _lists(graph: TokenGraph, plan: Plan, batch: int | None, generator: torch.Ge
             device=device,
         )
     rest = tokens - plan.always
-    where = plan.shape if plan.shape is not None else rest
+    where: int | tuple[int, int] | Tensor = plan.shape if plan.shape is not None else rest
+    if plan.positions is not None:
+        where = _after(plan, tokens)
     if isinstance(where, tuple) and math.prod(where) != rest:
         raise ArgumentError(f"shape must be of {rest} tokens (without those that are always read), got {where}")
     sigma = float(count_kept(rest, plan.keep, plan.minimum)) if plan.sigma is None else plan.sigma
@@ -95,6 +106,40 @@ def _lists(graph: TokenGraph, plan: Plan, batch: int | None, generator: torch.Ge
     if always is not None:
         found = _with_always(found, always, tokens, generator)
     return found.causal(keep_self=True) if causal else found
+
+
+def _after(plan: Plan, tokens: int) -> Tensor:
+    """The positions of the tokens that are not always read."""
+    positions = plan.positions
+    assert positions is not None
+    if not positions.is_floating_point() or positions.dim() not in (1, 2) or positions.shape[0] != tokens:
+        raise ArgumentError(
+            f"positions must be floating [{tokens}] or [{tokens}, k], got {positions.dtype} {list(positions.shape)}"
+        )
+    if positions.dim() == 2 and positions.shape[1] > 1 and plan.sigma is None:
+        raise ArgumentError("several coordinates need sigma, in their units")
+    return positions[plan.always :]
+
+
+def _pairs(graph: TokenGraph, plan: Plan, batch: int | None, generator: torch.Generator | None) -> BitGraph:
+    """Each pair of a complete or causal graph by itself; tokens read themselves, so that no row is empty."""
+    tokens, device = graph.num_tokens, graph.device
+    drawn = draw(torch.rand, (1 if batch is None else batch, tokens, tokens), generator, device)
+    drawn[..., : plan.always] = -1.0
+    if isinstance(graph, Causal):
+        drawn = drawn.masked_fill_(torch.ones(tokens, tokens, dtype=torch.bool, device=device).triu_(1), 2.0)
+    words = select_bits(-drawn, at=-plan.keep, keep_self=plan.keep_self is not False)
+    if batch is None:
+        return BitGraph(words.squeeze(0), tokens, "")
+    return BitGraph(words, tokens, "b")
+
+
+def _share_of_pairs(graph: TokenGraph, found: BitGraph, plan: Plan) -> Tensor:
+    target, source = found.row.long() % graph.num_targets, found.col.long() % graph.num_sources
+    sure = source < plan.always
+    if plan.keep_self is not False:
+        sure = sure | (target == source)
+    return torch.full(sure.shape, plan.keep, device=graph.device).masked_fill(sure, 1.0)
 
 
 def _with_always(found: ListGraph, always: Tensor, tokens: int, generator: torch.Generator | None) -> ListGraph:
@@ -124,11 +169,12 @@ def _with_always(found: ListGraph, always: Tensor, tokens: int, generator: torch
     return ListGraph(changed, found.leading)
 
 
-def _numbers(graph: TokenGraph, found: ListGraph) -> Tensor:
+def _numbers(graph: TokenGraph, found: ListGraph | BitGraph) -> Tensor:
     """Where the edges of a sub-graph stand among those of a complete, causal or block graph."""
     targets, sources, copies = graph.num_targets, graph.num_sources, found.num_copies
-    index = plain_lists(found) if isinstance(graph, Complete) else None
+    index = plain_lists(found) if isinstance(graph, Complete) and isinstance(found, ListGraph) else None
     if index is not None:
+        assert isinstance(found, ListGraph)
         target = torch.arange(targets, device=graph.device).view(1, -1, found.block, 1) * sources
         copy = torch.arange(copies, device=graph.device).view(-1, 1, 1, 1) * (targets * sources)
         return (copy + target + index.unsqueeze(2)).flatten()

@@ -83,7 +83,7 @@ def uniform_graph(
         index = index.expand(*sizes, -1)
     else:
         index = _uniform(num_tokens, keep, math.prod(sizes), generator, always, minimum, device)
-    index = index.reshape(-1, 1, index.shape[-1])
+    index = index.reshape(math.prod(sizes), 1, index.shape[-1])
     axes = "" if batch is None else "b"
     lists = SourceLists(index, None, None, num_tokens, num_tokens, max(num_tokens, 1), axes, causal, causal, not causal)
     return ListGraph(lists, sizes)

@@ -187,7 +187,10 @@ class ConnectivityPredictor(nn.Module):
             down, up = logits.softmax(-3).chunk(2, -1)
             landmarks = torch.einsum("...nhr,...nhc->...hrc", down, k)
             return self._softmax(torch.einsum("...nhc,...hrc->...nhr", q, landmarks)), up
-        asking, members, others = Members.of_targets(graph), Members.of_sources(graph), (*k.shape[:-3], k.shape[-2])
+        # One copy, whatever the leading dimensions of the graph: those of the rows are taken along like heads.
+        asking = Members(graph.target_ptr, graph.num_targets, 1, graph.device)
+        members = Members(graph.source_ptr, graph.num_sources, 1, graph.device)
+        others = *k.shape[:-3], k.shape[-2]
         # Tokens first, everything else heads: [N, L * H, ...].
         logits, q, k = (x.movedim(-3, 0).flatten(1, -2) for x in (logits, q, k))
         weights = (logits - members.spread(members.max(logits))).exp()

@@ -12,8 +12,10 @@ from graphattn.attention import edge_weights
 from graphattn.backends.steps import edge_scores
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
+from graphattn.graph.batch import side_by_side
 from graphattn.graph.best_edges import best_edges
 from graphattn.graph.rules import Complete
+from graphattn.graph.subsample import counts_kept
 from graphattn.mechanisms.parts.connectivity_predictor import ConnectivityPredictor
 from graphattn.score import resolve_score
 from graphattn_kernels import segment_sum, spread
@@ -66,9 +68,13 @@ class LearnedChoice(nn.Module):
             self.seen.append(Seen(graph, q.detach(), k.detach(), tokens))
 
     def among_edges(self, graph: TokenGraph, scores: Tensor) -> tuple[TokenGraph, Tensor]:
-        """The best of the candidates by ``[..., E, H]``, see :func:`best_edges`."""
+        """The best of the candidates by ``[..., E, H]``, see :func:`best_edges`.
+
+        A graph with a leading dimension ``[B]`` is taken side by side: the result is over the tokens of all entries.
+        """
+        graph = side_by_side(graph)
         degree = graph.in_degree
-        count = degree.clamp(max=self.keys) if self.keys else (degree * self.keep).ceil().long()
+        count = degree.clamp(max=self.keys) if self.keys else counts_kept(degree, self.keep)
         return best_edges(
             graph,
             scores.detach().movedim(-1, -2).flatten(0, -2),

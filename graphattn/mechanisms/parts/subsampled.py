@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from graphattn.errors import ArgumentError
+from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
+from graphattn.graph.order import bfs
 from graphattn.graph.subsample import Drawn, Plan, draw_subgraph
 
-__all__ = ["Subsampled", "sampling"]
+__all__ = ["Measure", "Subsampled", "sampling"]
 
-SCHEMES = ("uniform", "local")
+SCHEMES = ("uniform", "local", "pairs", "hops")
+Measure = Callable[[TokenGraph], Tensor]
+"""What a graph says of its tokens or edges."""
+
+# Every layer asks the same of the same graph.
+_KNOWN: WeakKeyDictionary[TokenGraph, dict[Measure, Tensor]] = WeakKeyDictionary()
 
 
 class Subsampled(nn.Module):
@@ -22,12 +30,14 @@ class Subsampled(nn.Module):
 
     Args:
         keep: See :class:`~graphattn.mechanisms.SSA`, as the other arguments.
-        scheme: ``"uniform"`` or ``"local"``.
-        sigma: Deviation of the jitter.
+        scheme: ``"uniform"``, ``"local"``, ``"pairs"`` or ``"hops"``.
+        sigma: Deviation of the jitter, or the distance over which weights fall by e.
         minimum: Least number of sources.
         always: Tokens that are always read.
         keep_self: Whether tokens read themselves in any case.
         shape: Rows and columns of a grid of tokens.
+        positions: Of tokens along a graph.
+        hops: Of edges.
 
     Raises:
         ArgumentError: If a value is out of range.
@@ -43,12 +53,22 @@ class Subsampled(nn.Module):
         always: int = 0,
         keep_self: bool | None = None,
         shape: tuple[int, int] | None = None,
+        positions: Literal["bfs"] | Measure | None = None,
+        hops: Measure | None = None,
     ) -> None:
         super().__init__()
         if minimum < 1 or always < 0:
             raise ArgumentError(f"minimum must be 1 or more and always 0 or more, got {minimum} and {always}")
         self.minimum, self.always, self.keep_self = minimum, always, keep_self
         self.shape = None if shape is None else (int(shape[0]), int(shape[1]))
+        if positions is not None and positions != "bfs" and not callable(positions):
+            raise ArgumentError(f"positions must be 'bfs' or a function of the graph, got {positions!r}")
+        if hops is not None and not callable(hops):
+            raise ArgumentTypeError(f"hops must be a function of the graph, got {type(hops).__name__}")
+        if positions is not None and shape is not None:
+            raise ArgumentError("shape and positions do not go together: both say where tokens stand")
+        self.positions: Measure | None = _bfs_places if positions == "bfs" else positions  # type: ignore[assignment]
+        self.hops = hops
         self.generator: torch.Generator | None = None
         self.sampling: bool | None = None
         self.keep: float = 1.0
@@ -89,6 +109,8 @@ class Subsampled(nn.Module):
         edges: bool = False,
         share: bool = False,
         self_offset: int | None = None,
+        positions: Tensor | None = None,
+        hops: Tensor | None = None,
     ) -> Drawn:
         """A sub-graph, as a call draws it.
 
@@ -98,8 +120,22 @@ class Subsampled(nn.Module):
             edges: Whether the numbers of its edges are wanted, too.
             share: Whether the probability of each edge is wanted, too.
             self_offset: Target t is source ``t + self_offset``; default: 0 for a square graph, none for others.
+            positions: Of this call; default: what :attr:`positions` says of the graph.
+            hops: Likewise.
+
+        Raises:
+            ArgumentError: If sizes do not fit, or the scheme by hops has none.
         """
         plan = Plan(self.scheme, self.keep, self.sigma, self.minimum, self.always, self.keep_self, self.shape)
+        if self.scheme == "local":
+            if positions is not None and self.shape is not None:
+                raise ArgumentError("shape and positions do not go together: both say where tokens stand")
+            plan = plan._replace(positions=_measured(self.positions, graph) if positions is None else positions)
+        if self.scheme == "hops":
+            hops = _measured(self.hops, graph) if hops is None else hops
+            if hops is None:
+                raise ArgumentError("scheme='hops' needs hops, a function of the graph or an argument of the call")
+            plan = plan._replace(hops=hops)
         if self_offset is None and graph.is_square:
             self_offset = 0
         return draw_subgraph(
@@ -110,6 +146,22 @@ class Subsampled(nn.Module):
         """Shown by ``repr``."""
         sigma = "" if self.sigma is None else f", sigma={self.sigma:g}"
         return f"keep={self.keep:g}, scheme={self.scheme!r}{sigma}, minimum={self.minimum}, always={self.always}"
+
+
+def _measured(measure: Measure | None, graph: TokenGraph) -> Tensor | None:
+    if measure is None or torch.compiler.is_compiling():
+        return None if measure is None else measure(graph)
+    known = _KNOWN.setdefault(graph, {})
+    if measure not in known:
+        known[measure] = measure(graph)
+    return known[measure]
+
+
+def _bfs_places(graph: TokenGraph) -> Tensor:
+    order = bfs(graph)
+    return torch.empty(order.shape, device=order.device).scatter_(
+        0, order, torch.arange(order.shape[0], device=order.device, dtype=torch.float32)
+    )
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from graphattn.errors import ArgumentError
 from graphattn.graph import patterns
+from graphattn.graph.subsample import count_kept
 from graphattn.mechanisms import Sparsifiner
 from graphattn.models.image.vision_transformer import VisionTransformer
 
@@ -82,7 +82,7 @@ class PrunedVisionTransformer(VisionTransformer):
             rows = block(rows, graph, **options)
             if number in self.prune_after and self.token_keep < 1.0:
                 share = self.token_keep ** (self.prune_after.index(number) + 1)
-                count = math.ceil(round(share * patches, 9))
+                count = count_kept(patches, share, minimum=0)
                 with torch.no_grad():
                     scores = _class_attention(attention, block.norm1(before))
                     best = scores[:, prefix:].topk(count, 1).indices.sort(1).values + prefix

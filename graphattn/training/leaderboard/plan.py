@@ -111,6 +111,7 @@ def make_plan(fit: Sequence[str], seeds: Sequence[int], parallel: int | None) ->
     if options is None:
         raise ConfigError(f"the configuration has no section leaderboard. It needs at least:\n{_EXAMPLE}")
     options.check()
+    _check_name(options.dataset, config["data"])
     if config["trainer"]["fast_dev_run"]:
         raise ConfigError("trainer.fast_dev_run gives no results; to try a configuration out use --check")
     if config["run"]["folder"]:
@@ -126,6 +127,20 @@ def make_plan(fit: Sequence[str], seeds: Sequence[int], parallel: int | None) ->
         slots=_slots(config["trainer"], parallel),
         data=cli.datamodule,
     )
+
+
+def _check_name(dataset: str, data: dict[str, Any]) -> None:
+    """Refuse a row that names another data set than the runs train on (``data.name`` overridden, say)."""
+    name = (data.get("init_args") or data).get("name")
+    if isinstance(name, str) and _folded(name) != _folded(dataset):
+        raise ConfigError(
+            f"configuration: leaderboard.dataset is {dataset!r}, but data.name is {name!r}: the row, its published "
+            "entries and its rules would be those of another data set"
+        )
+
+
+def _folded(name: str) -> str:
+    return name.lower().replace("_", "-").removeprefix("ogb-lsc-").removeprefix("ogblsc-")
 
 
 class _ConfigOnly(TrainingCLI):

@@ -159,6 +159,8 @@ def _check(
     st.check_rows("v", v, structure.num_sources, "source", dim=3)
     if k.shape[1:] != q.shape[1:]:
         raise ArgumentError(f"k must have the heads and channels of q, {list(q.shape[1:])}, got {list(k.shape[1:])}")
+    if q.shape[2] < 1:
+        raise ArgumentError(f"q must have at least one channel, got {list(q.shape)}")
     if v.shape[1] != q.shape[1]:
         raise ArgumentError(f"v must have the heads of q, {q.shape[1]}, got {v.shape[1]}")
     for name, tensor in {"k": k, "v": v, "edge_bias": edge_bias, "edge_gate": edge_gate}.items():

@@ -245,6 +245,11 @@ def test_check_goes_all_the_way_and_leaves_nothing(toy_config: Write, capsys: py
         ({}, ["--trainer.fast_dev_run=true"], "gives no results; to try a configuration out use --check"),
         ({}, ["--run.folder=x"], "each seed needs its own"),
         ({"model__init_args__model__init_args": {"widht": 3}}, [], "Did you mean 'width'?"),
+        (
+            {"data": {"class_path": "graphattn.training.GraphDataModule", "init_args": {"name": "ogbg_molfreesolv"}}},
+            ["--leaderboard.dataset=ogbg-molesol", "--leaderboard.seeds=10"],
+            "leaderboard.dataset is 'ogbg-molesol', but data.name is 'ogbg_molfreesolv'",
+        ),
     ],
 )
 def test_a_wrong_configuration_is_told_once_before_anything_starts(
