@@ -36,6 +36,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components as csgraph_components
 from torch import Tensor
 
+from experiments.benchmarks.device import check_device
 from experiments.benchmarks.measure import Effort, replayed, timed
 from graphattn.mechanisms.connectivity import connectivity_labels, cube_to_edges
 from graphattn_kernels import agreed_edges, bilateral_vote, connected_components
@@ -275,6 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--strict", action="store_true", help="return 1 where a goal is missed")
     parser.add_argument("--out", type=Path, help="folder for connectivity.json and connectivity.md")
     options = parser.parse_args(argv)
+    check_device(parser, options.device, "--device cpu measures the components")
     size = 128 if options.quick else 1024
     try:
         if options.device == "cuda":
@@ -289,7 +291,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from experiments.benchmarks.report import environment
 
         options.out.mkdir(parents=True, exist_ok=True)
-        about = environment(["python -m experiments.benchmarks.connectivity", *(argv or sys.argv[1:])], 0)
+        command = ["python -m experiments.benchmarks.connectivity", *(argv or sys.argv[1:])]
+        about = environment(command, 0, options.device)
         found = [{**row._asdict(), "ratio": row.ratio, "met": row.met} for row in rows]
         content = json.dumps({"environment": about, "rows": found}, indent=1)
         (options.out / "connectivity.json").write_text(content + "\n", encoding="utf-8")

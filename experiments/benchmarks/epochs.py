@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.benchmarks.batches import Batch, as_pyg, make_batches
+from experiments.benchmarks.device import check_device
 from experiments.benchmarks.networks import NETWORKS, Network, Other
 from graphattn.graph import TokenGraph
 from graphattn.graph.patterns import complete
@@ -257,7 +258,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="folder for epochs.json and epochs.md")
     options = parser.parse_args(argv)
-    if options.how == "capture" and torch.device(options.device).type != "cuda":
+    device = check_device(parser, options.device, "--device cpu --quick tries it out")
+    if options.how == "capture" and device.type != "cuda":
         parser.error("--how capture needs a CUDA device")
     rows: list[Epoch] = []
     code = 0
@@ -266,7 +268,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--networks must be of {sorted(NETWORKS)}, got {name!r}")
         steps, batches = (20, 5) if options.quick else (-(-EPOCH // BATCH), 10)
         try:
-            device = torch.device(options.device)
             rows += run(name, device, steps=steps, batches=batches, how=options.how)
         except RuntimeError as error:
             print(f"epochs: {error}", file=sys.stderr)
@@ -276,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from experiments.benchmarks.report import environment
 
         options.out.mkdir(parents=True, exist_ok=True)
-        about = environment(["python -m experiments.benchmarks.epochs", *(argv or sys.argv[1:])], 0)
+        about = environment(["python -m experiments.benchmarks.epochs", *(argv or sys.argv[1:])], 0, device.type)
         content = {"environment": about, "rows": [row._asdict() for row in rows]}
         (options.out / "epochs.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         (options.out / "epochs.md").write_text(markdown(rows), encoding="utf-8")

@@ -18,7 +18,7 @@ import torch
 
 from experiments.benchmarks.row import Row
 from experiments.benchmarks.section import read_journal
-from experiments.benchmarks.targets import Result, results, slower_than
+from experiments.benchmarks.targets import DEVICE, Result, results, slower_than
 
 __all__ = ["environment", "markdown", "read", "write"]
 
@@ -32,8 +32,9 @@ _MODULES = {
 }
 
 
-def environment(command: list[str], seed: int) -> dict[str, Any]:
-    """Versions, device, commit, command, seed and date."""
+def environment(command: list[str], seed: int, device: str | None = None) -> dict[str, Any]:
+    """Versions, device (the GPU, where there is one and ``device`` is not the CPU), commit, command, seed and date."""
+    on_gpu = torch.cuda.is_available() and device != "cpu"
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(command),
@@ -41,7 +42,7 @@ def environment(command: list[str], seed: int) -> dict[str, Any]:
         "commit": _commit(),
         "python": sys.version.split()[0],
         "machine": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
+        "device": torch.cuda.get_device_name() if on_gpu else _processor(),
         "driver": _driver(),
         "cuda": torch.version.cuda,
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -75,7 +76,7 @@ def write(folder: Path, rows: list[Row], facts: dict[str, dict[str, float]], abo
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
         writer.writeheader()
         writer.writerows({**asdict(row), "text": row.text.replace("\n", " ")} for row in rows)
-    found = results(rows, facts)
+    found = results(rows, facts, about["device"])
     content = {
         "environment": about,
         "facts": facts,
@@ -101,7 +102,7 @@ def markdown(rows: list[Row], facts: dict[str, dict[str, float]], about: dict[st
         "Milliseconds: median (first to third quartile). Error: the worst relative L2 error of output and gradients "
         "against plain torch in float32. Memory: peak above the inputs.",
     ]
-    lines += ["", "## Ratios", "", *_ratio_table(results(rows, facts))]
+    lines += ["", "## Ratios", "", *_ratio_table(results(rows, facts, about["device"]))]
     worse = slower_than(rows)
     lines += ["", "## Where ours is slower by more than 3 %", ""]
     lines += [
@@ -114,12 +115,14 @@ def markdown(rows: list[Row], facts: dict[str, dict[str, float]], about: dict[st
 
 
 def _ratio_table(found: list[Result]) -> list[str]:
+    if not found:
+        return ["No target is about these workloads."]
     lines = ["| # | ratio | workload, pass | target | stretch | measured | met? |", "|---|---|---|---:|---:|---:|---|"]
     for result in found:
         target = result.target
         sign = "<=" if target.at_most else ">="
         measured = f"{result.value:.3g}" if result.value is not None else f"🔴 {result.why}"
-        met = {True: "yes", False: "**no**", None: "-"}[result.met]
+        met = {True: "yes", False: "**no**", None: "-" if result.judged else f"for an {DEVICE}"}[result.met]
         number = str(target.number or "CPU")
         cells = [number, target.text, f"{target.workload}, {target.what}"]
         lines.append(f"| {' | '.join(cells)} | {sign} {target.goal:g} | {target.stretch:g} | {measured} | {met} |")
@@ -164,6 +167,14 @@ def _commit() -> str:
         return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "CPU"
 
 
 def _driver() -> str:

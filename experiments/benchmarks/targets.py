@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 
 from experiments.benchmarks.row import Row
 
-__all__ = ["TARGETS", "Result", "Target", "results", "slower_than"]
+__all__ = ["DEVICE", "TARGETS", "Result", "Target", "results", "slower_than"]
+
+DEVICE = "H200"
+"""What all targets but the CPU's are for."""
 
 F, B = "forward", "forward+backward"
 FG, BG = f"{F} (graph)", f"{B} (graph)"  # replays of a CUDA graph
@@ -39,11 +42,13 @@ class Result(NamedTuple):
     target: Target
     value: float | None
     why: str
+    judged: bool = True
+    """Whether it was measured on the device that the target is for."""
 
     @property
     def met(self) -> bool | None:
         """Whether the goal was reached."""
-        if self.value is None:
+        if self.value is None or not self.judged:
             return None
         return self.value <= self.target.goal if self.target.at_most else self.value >= self.target.goal
 
@@ -131,10 +136,11 @@ TARGETS: tuple[Target, ...] = (
 )
 
 
-def results(rows: list[Row], facts: dict[str, dict[str, float]]) -> list[Result]:
-    """Every target whose workload was run."""
+def results(rows: list[Row], facts: dict[str, dict[str, float]], device: str) -> list[Result]:
+    """Every target whose workload was run; judged where the device (its name) is the one that it is for."""
     ran = {row.workload for row in rows}
-    return [_result(target, rows, facts) for target in TARGETS if target.workload in ran]
+    found = [_result(target, rows, facts) for target in TARGETS if target.workload in ran]
+    return [result._replace(judged=not result.target.number or DEVICE in device) for result in found]
 
 
 def _result(target: Target, rows: list[Row], facts: dict[str, dict[str, float]]) -> Result:
@@ -156,7 +162,9 @@ def _find(rows: list[Row], workload: str, peer: str, what: str, column: str) -> 
     for row in rows:
         if row.workload == workload and row.peer == peer and row.what in (what, "*"):
             value = getattr(row, column)
-            return value, f"{peer}: {row.status}" if value is None else ""
+            if value is not None:
+                return value, ""
+            return None, f"{peer}: {'not measured' if row.status == 'ok' else row.status}"
     return None, f"{peer}: not run"
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from experiments.benchmarks.device import check_device
 from experiments.benchmarks.measure import Effort, peak_mb, timed
 from experiments.benchmarks.windows_report import Row, goals_of, say, write
 from graphattn import attend, patterns
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="small prompts and a small model")
     options = parser.parse_args(argv)
+    check_device(parser, options.device, "--device cpu --quick tries it out")
     device, begin = options.device, time.perf_counter()
     shapes = [Shape(8, 4096, 32, 128), Shape(8, 4096, 8, 64)]
     if options.quick:

@@ -201,8 +201,9 @@ SPECS: tuple[Spec, ...] = (
 )
 
 
-def find(sections: list[str] | None, *, quick: bool) -> list[Spec]:
-    """The workloads of these sections (``None``: all but the CPU's).
+def find(sections: list[str] | None, *, quick: bool, size: Size = "full") -> list[Spec]:
+    """The workloads of these sections (``None``: all but the CPU's), in miniature by names that say so: these are in
+    float32, and no target is about them.
 
     Raises:
         ValueError: If there is no such section.
@@ -214,4 +215,5 @@ def find(sections: list[str] | None, *, quick: bool) -> list[Spec]:
     wanted = known if sections is None else sections
     if sections is None:
         wanted.remove("CPU")
-    return [spec for spec in SPECS if spec.section in wanted and (spec.quick or not quick)]
+    found = [spec for spec in SPECS if spec.section in wanted and (spec.quick or not quick)]
+    return [spec._replace(name=f"{spec.name} (tiny, fp32)") for spec in found] if size == "tiny" else found

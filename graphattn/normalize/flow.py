@@ -89,7 +89,8 @@ class Flow(Normalizer):
         count_t, count_s = (m.ptr.diff().to(like.dtype).unsqueeze(1) for m in (targets, sources))
         gate = (inflow * targets.spread(count_t / count_s.clamp(min=1), backend)).sigmoid()
         size = (outflow - sources.spread(sources.max(outflow), backend)).exp()
-        return gate / into, size * sources.spread(count_s / sources.sum(size, backend), backend)
+        total = sources.sum(size, backend).clamp(min=1)  # less only where a member has no sources
+        return gate / into, size * sources.spread(count_s / total, backend)
 
     def extra_repr(self) -> str:
         """Shown by ``repr``."""

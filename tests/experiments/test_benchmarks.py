@@ -204,6 +204,15 @@ def test_dgl_computes_the_same_function():
     assert measure.check(work, run, reference.truth_of(work)) < 1e-5
 
 
+@pytest.mark.requires("dgl")
+def test_dgl_is_a_peer_on_the_cpu(tmp_path: Path):
+    from experiments.benchmarks.peers.graph_libraries import Dgl
+
+    section.run_section([SPECS["W1-small d16 fp32"]], [Dgl()], TINY, tmp_path / "CPU.jsonl")
+    rows = report.read([tmp_path / "CPU.jsonl"])[0]
+    assert [(row.what, row.status) for row in rows] == [("forward", "ok"), ("forward+backward", "ok")]
+
+
 def test_padded_batches_go_through_sdpa():
     from experiments.benchmarks.peers.dense import SDPA
 
@@ -410,7 +419,7 @@ FACTS = {"W3 62M fp16": {"workload": "W3 62M fp16", "least_mb": 200.0, "edges": 
 
 
 def test_ratios_come_from_rows():
-    found = {(r.target.number, r.target.workload, r.target.what): r for r in results(ROWS, FACTS)}
+    found = {(r.target.number, r.target.workload, r.target.what): r for r in results(ROWS, FACTS, "NVIDIA H200")}
     forward = found[1, "W1 d16 fp16", "forward"]
     assert forward.value == pytest.approx(52) and forward.met is True
     assert found[3, "W1 d16 fp16", "forward+backward"].value == pytest.approx(20)
@@ -425,7 +434,22 @@ def test_ratios_come_from_rows():
     assert found[22, "W1 d16 fp16", "forward+backward"].value == pytest.approx(3)
     roofless = found[9, "W3 62M fp16", "forward+backward"]
     assert roofless.value is None and roofless.met is None and roofless.why == "PyG: not run"
-    assert not any(r.target.workload == "W2 d16 fp16" for r in results(ROWS, FACTS))  # was not run at all
+    assert not any(r.target.workload == "W2 d16 fp16" for r in found.values())  # was not run at all
+
+
+def test_no_verdict_off_the_device_of_the_targets():
+    at, gpu = "W1-small d16 fp32", "W1 d16 fp16"
+    rows = [*ROWS, row(at, "ours", ms=1.0), row(at, "PyG", ms=16.0)]
+    found = {
+        (r.target.workload, r.target.what, r.target.column, r.target.number): r
+        for r in results(rows, FACTS, "Some CPU")
+    }
+    first = found[gpu, "forward", "ms", 1]
+    assert first.value == pytest.approx(52) and first.met is None
+    assert found[at, "forward", "ms", 0].met is True  # the CPU's own
+    assert found[at, "forward", "peak_mb", 0].why == "PyG: not measured"
+    text = report.markdown(rows, FACTS, {**report.environment([], 0, "cpu"), "device": "Some CPU"})
+    assert "| 1 | PyG / ours | W1 d16 fp16, forward | >= 45 | 65 | 52 | for an H200 |" in text
 
 
 def test_slower_than_lists_the_cells_that_are_lost():
@@ -433,7 +457,7 @@ def test_slower_than_lists_the_cells_that_are_lost():
 
 
 def test_reports(tmp_path: Path):
-    about = report.environment(["python -m experiments.benchmarks", "--quick"], 5)
+    about = {**report.environment(["python -m experiments.benchmarks", "--quick"], 5), "device": "NVIDIA H200"}
     report.write(tmp_path, ROWS, FACTS, about)
     lines = (tmp_path / "rows.csv").read_text().splitlines()
     assert len(lines) == len(ROWS) + 1 and lines[0].startswith("section,workload,peer,what,status")
@@ -481,11 +505,33 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture):
     common = ["--device", "cpu", "--size", "tiny", "--seconds", "0.01", "--out", str(tmp_path)]
     assert main(["--workloads", "W2", "--peers", "torch,SDPA", "--quick", *common]) == 0
     rows, facts = report.read([tmp_path / "W2.jsonl"])
-    assert {row.workload for row in rows if row.peer == "SDPA mask"} == {"W2 d16 fp16", "W2 d8 fp16"}  # no edge rows
+    names = {f"W2 {what} (tiny, fp32)" for what in ("d16 fp16", "d8 fp16", "d8 fp16 edges")}
+    edges = "W2 d8 fp16 edges (tiny, fp32)"
+    assert {row.workload for row in rows if row.peer == "SDPA mask"} == names - {edges}  # no edge rows
     assert {row.peer for row in rows} == {"SDPA mask", "torch"}
-    assert {row.workload for row in rows} == {"W2 d16 fp16", "W2 d8 fp16", "W2 d8 fp16 edges"} == set(facts)
+    assert {row.workload for row in rows} == names == set(facts)
     assert all(row.status == "ok" and row.ms for row in rows)
-    assert "benchmark.md" in capsys.readouterr().out and (tmp_path / "benchmark.json").is_file()
+    assert "benchmark.md" in capsys.readouterr().out
+    assert json.loads((tmp_path / "benchmark.json").read_text())["targets"] == []  # what is in miniature is not judged
+    assert "No target is about these workloads." in (tmp_path / "benchmark.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["", ".infsa", ".windows", ".epochs", ".connectivity", ".lists"])
+def test_without_a_gpu_a_command_says_what_to_do(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    import importlib
+
+    plain = name in ("", ".infsa", ".lists")
+    module = importlib.import_module(f"experiments.benchmarks{name}" + (".__main__" if plain else ""))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out = tmp_path / "out"
+    asked = [] if name == ".lists" else ["--device", "cuda"]
+    with pytest.raises(SystemExit) as ended:
+        module.main([*asked, "--out", str(out)])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2 and "there is no CUDA device here; without one: --" in told
+    assert not out.exists()
 
 
 def test_a_run_that_is_interrupted_leaves_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,8 +9,22 @@ import pytest
 import torch
 
 from graphattn.testing import random_graph
-from graphattn_kernels import Structure, csr_attention, sddmm, segment_softmax, segment_sum, spmm, spread
+from graphattn_kernels import (
+    SourceLists,
+    Structure,
+    block_attention,
+    csr_attention,
+    list_attention,
+    rank_one_attention,
+    relu_attention,
+    sddmm,
+    segment_softmax,
+    segment_sum,
+    spmm,
+    spread,
+)
 from graphattn_kernels.backends import BACKENDS, choose, status
+from graphattn_kernels.blocks import from_mask
 from graphattn_kernels.errors import ArgumentError, ArgumentTypeError
 
 GRAPH = random_graph(0, "sparse", bipartite=True).structure
@@ -31,6 +45,11 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "q-dtype": ({"q": torch.zeros(T, H, D).long()}, ArgumentTypeError, "q must be a floating"),
     "k-dtype": ({"k": torch.zeros(S, H, D).double()}, ArgumentTypeError, "k must have the dtype"),
     "v-dtype": ({"v": torch.zeros(S, H, D).half()}, ArgumentTypeError, "v must have the dtype"),
+    "no-channels": (
+        {"q": torch.zeros(T, H, 0), "k": torch.zeros(S, H, 0)},
+        ArgumentError,
+        "q must have at least one channel",
+    ),
     "k-channels": ({"k": torch.zeros(S, H, D + 1)}, ArgumentError, "k must have the heads and channels"),
     "v-heads": ({"v": torch.zeros(S, H + 1, D)}, ArgumentError, "v must have the heads of q, 2, got 3"),
     "bias-rows": ({"edge_bias": torch.zeros(E + 1, H)}, ArgumentError, f"edge_bias .*each edge \\({E}\\)"),
@@ -95,3 +114,18 @@ def test_choice_of_backend() -> None:
     assert status()["reference"] is None and status()["gather"] is None
     with pytest.raises(ArgumentError, match="got 'dense'"):
         choose("dense")
+
+
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_no_channels_in_dense_operations(scale: float | None) -> None:
+    q, k, v = torch.zeros(8, H, 0), torch.zeros(8, H, 0), torch.zeros(8, H, D)
+    blocks = from_mask(torch.ones(1, 8, 8, dtype=torch.bool), 32, 32)
+    lists = SourceLists(torch.zeros(1, 1, 1).int(), None, None, 8, 8, 8, "", causal=False, own=False, disjoint=False)
+    for call in (
+        lambda: relu_attention(q, k, v, scale=scale),
+        lambda: block_attention(blocks, q, k, v, scale=scale, backend="reference"),
+        lambda: list_attention(lists, q, k, v, scale=scale),
+    ):
+        with pytest.raises(ArgumentError, match=r"q must have at least one channel, got shape \[8, 2, 0\]"):
+            call()
+    assert torch.equal(rank_one_attention(q, k, v, scale=scale), torch.zeros(H, D))  # no weight is positive

@@ -5,7 +5,7 @@
 Sections: ``ssa`` (a random sub-graph drawn in every step), ``blocks`` (64 targets share the keys that a score selects,
 selection included), ``masks`` (a choice for each target: 197 tokens, and long sequences). What computes wrong values
 gets no time. Every peer is timed eagerly and in a CUDA graph. ``--quick``: smaller sizes; without a GPU, the checks
-alone.
+alone, which need ``--quick``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from experiments.benchmarks.device import check_device
 from experiments.benchmarks.lists.jobs import SECTIONS
 from experiments.benchmarks.lists.report import line, ratios, write
 from experiments.benchmarks.lists.rows import Row, measured
@@ -34,6 +35,8 @@ def main(command: list[str] | None = None) -> int:
     parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--quick", action="store_true", help="small sizes")
     arguments = parser.parse_args(command)
+    if not arguments.quick:
+        check_device(parser, "cuda", "--quick checks the values at small sizes and times nothing")
     torch.manual_seed(0)
     effort = Effort(seconds=0.05) if arguments.quick else Effort(seconds=0.25)
     rows: list[Row] = []

@@ -82,7 +82,7 @@ class Dgl(Peer):
     """DGL's u_dot_v, edge_softmax and u_mul_e_sum."""
 
     name = "DGL"
-    sections = ("W1", "W2", "W3")
+    sections = ("W1", "W2", "W3", "CPU")
 
     def applies(self, work: Workload) -> bool:
         return work.edge_gate is None
