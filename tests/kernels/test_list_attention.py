@@ -15,6 +15,7 @@ from graphattn_kernels.errors import ArgumentError, ArgumentTypeError, BackendEr
 from graphattn_kernels.list_attention.api import select
 from graphattn_kernels.list_attention.impl import gather
 from graphattn_kernels.lists import to_mask
+from tests.kernels.judge import nan_filled_allocations
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -37,6 +38,8 @@ CASES: dict[str, dict[str, Any]] = {
         "own": True,
     },
     "causal, not full": {"leading": "b", "sources": 40, "block": 40, "room": 21, "causal": True, "ragged": True},
+    "several lists, causal": {"leading": "b", "sources": 40, "block": 8, "room": 21, "causal": True, "own": True},
+    "several lists, causal, places": {"sources": 40, "block": 8, "room": 30, "causal": True, "placed": True},
     "places, not itself twice": {"sources": 40, "block": 8, "room": 11, "placed": True, "own": True},
     "several strips, places, not full": {"targets": 75, "block": 75, "room": 20, "placed": True, "ragged": True},
     "a single target": {"targets": 1, "block": 1, "room": 3},
@@ -77,12 +80,14 @@ def tokens(lists: SourceLists, batch: int = 2, heads: int = 2, widths: tuple[int
 
 def values_and_gradients(lists: SourceLists, inputs: list[Tensor], dtype: torch.dtype, **options: Any) -> list[Tensor]:
     given = [x.to(dtype).requires_grad_() for x in inputs]
-    out, lse = list_attention(lists, *given, **options)
-    assert lse is not None
-    finite = torch.where(torch.isfinite(lse), lse, 0.0)
     random = torch.Generator().manual_seed(5)
-    slopes = [torch.randn(y.shape, generator=random, dtype=torch.float64).to(DEVICE).to(y.dtype) for y in (out, lse)]
-    grads = torch.autograd.grad((out, finite), given, slopes)
+    with nan_filled_allocations():
+        out, lse = list_attention(lists, *given, **options)
+        assert lse is not None
+        finite = torch.where(torch.isfinite(lse), lse, 0.0)
+        shaped = [torch.randn(y.shape, generator=random, dtype=torch.float64) for y in (out, lse)]
+        slopes = [x.to(DEVICE, y.dtype) for x, y in zip(shaped, (out, lse), strict=True)]
+        grads = torch.autograd.grad((out, finite), given, slopes)
     return [out.detach(), finite.detach(), *grads]
 
 
@@ -295,6 +300,7 @@ class TestGpu:
             {"leading": "bh", "block": 64, "room": 150},
             {"leading": "h", "block": 128, "room": 100, "ragged": True},
             {"leading": "b", "block": 1000, "room": 250, "causal": True, "own": True},
+            {"leading": "b", "block": 64, "room": 250, "causal": True, "own": True},
             {"leading": "", "block": 100, "room": 333, "placed": True},
         ):
             lists = make(**{**sizes, **options})  # type: ignore[arg-type]

@@ -129,13 +129,13 @@ class _Call:
         last = last.expand(lists.index.shape[0], -1, -1).contiguous()
         return torch.searchsorted(index, last, right=True, out_int32=True)
 
-    def by_rows(self, kernel: Any, arrays: tuple[Any, ...], config: Config) -> None:
-        """Launch over strips of the blocks of targets."""
+    def by_rows(self, kernel: Any, arrays: tuple[Any, ...], config: Config, ends: Tensor | None) -> None:
+        """Launch over strips of the blocks of targets, which stop at ``ends``."""
         strips = -(-self.lists.block // config.rows)
         launch(
             kernel,
             (self.batch * self.heads * self.lists.blocks * strips, 1, 1),
-            (*self.inputs, *arrays, self.index, self.ends(config.rows), self.target)
+            (*self.inputs, *arrays, self.index, ends, self.target)
             + (self.lists.blocks, self.lists.block, strips, *self.sizes, *self.rest),
             self.constants(config),
         )
@@ -164,7 +164,8 @@ def forward(
         lse = q.new_empty(q.shape[:3], dtype=torch.float32)
         if not whole:  # somebody may stand nowhere
             lse.fill_(float("-inf"))
-        call.by_rows(attend_kernel, (out, lse), call.config(attend_kernel))
+        config = call.config(attend_kernel)
+        call.by_rows(attend_kernel, (out, lse), config, call.ends(config.rows))
     return out, lse
 
 
@@ -191,11 +192,13 @@ def backward(
         entries = (q.shape[0] * q.shape[2], lists.blocks, lists.room)
         parts = k.new_empty((*entries, call.width)), v.new_empty((*entries, call.v_width))
         config = call.config(row_kernel)
-        fused = lists.block <= config.rows
-        call.by_rows(row_kernel, (*saved, grad_q, *(parts if fused else (None, None))), config)
+        fused, ends, written = lists.block <= config.rows, call.ends(config.rows), call.lists
+        call.by_rows(row_kernel, (*saved, grad_q, *(parts if fused else (None, None))), config, ends)
         if not fused:
             call.by_entries((*saved, *parts))
-        count, entry = transpose(call.lists)
+        elif ends is not None:  # entries that stand after all targets of their block have no part
+            written = written._replace(length=ends.view(ends.shape[:2]))
+        count, entry = transpose(written)
         sources = max(1, _SUM_CHANNELS // max(padded(call.width), padded(call.v_width)))
         chunks = -(-lists.num_sources // sources)
         sizes = (chunks, lists.blocks, lists.room, entry.shape[1], lists.num_sources, call.heads)
