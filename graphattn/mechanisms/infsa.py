@@ -138,7 +138,8 @@ class InfSA(InfiniteAttention):
     masks and ignores them (here the graph, and ``mask``, say who is read, and the norm is over what is left); and its
     conversion of causal models reads the future (here a causal graph lets no later value through). The norm of a causal
     graph is still one number of the whole sequence, so that later scores rescale earlier outputs: where not even that
-    may be, take :class:`~graphattn.mechanisms.linear_infsa.LinearInfSA`. Series over hops (eqs. 3-4) are one layer's; a
+    may be, as in :class:`~graphattn.models.sequence.CausalTransformer`, which refuses it, take
+    :class:`~graphattn.mechanisms.linear_infsa.LinearInfSA`. Series over hops (eqs. 3-4) are one layer's; a
     stack of one-hop layers with residuals computes products instead.
 
     Args:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
-from graphattn.mechanisms import Mechanism
+from graphattn.mechanisms import InfSA, Mechanism
 from graphattn.mechanisms.parts.learned_choice import LearnedChoice
 from graphattn.models._sequence_graph import GraphRule, check_tokens, next_tokens, positions_of, token_graph
 from graphattn.models.generation import HeadTransform, KeyValueCache, generate
@@ -253,6 +253,11 @@ class CausalTransformer(nn.Module):
             raise ArgumentError(
                 "selector must be 'oracle', 'window' or 'random' in a causal network, got 'predictor': Sparsifiner's "
                 "landmarks are sums over all tokens, so the future would decide what the past reads"
+            )
+        if any(isinstance(part, InfSA) for part in self.blocks.modules()):
+            raise ArgumentError(
+                "attention must not be InfSA in a causal network: its norm is over all edges, so the future "
+                "would scale the past; use 'linear_infsa', whose causal form reads the past alone"
             )
         if self.rotary is None:
             return

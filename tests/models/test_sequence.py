@@ -79,6 +79,16 @@ def test_nothing_of_the_future_is_read(kind: str) -> None:
     assert (before[:, 9] - after[:, 9]).abs().max() > 1e-6
 
 
+@pytest.mark.parametrize(
+    "options", [{"attention": "infsa"}, {"attention": "ssa", "attention_options": {"attention": "infsa"}}]
+)
+def test_a_norm_over_all_tokens_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(
+        ArgumentError, match="attention must not be InfSA in a causal network: its norm is over all edges"
+    ):
+        make(**options, positions="learned", context=40)
+
+
 @pytest.mark.parametrize("inside", [False, True], ids=["alone", "in SSA"])
 @pytest.mark.parametrize("positions", ["rope", "learned"])
 @pytest.mark.parametrize("selector", ["oracle", "random", "window"])
