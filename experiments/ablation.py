@@ -1,7 +1,7 @@
 """The table of four: {with, without edges} x {with, without Laplacian encoding}, each over several seeds.
 
-    python experiments/ablation.py --config experiments/pattern/small.yaml --seeds 3
-    python experiments/ablation.py --config experiments/cluster/small.yaml --seeds 3 -- --trainer.max_epochs=5
+    python -m experiments.ablation --config experiments/pattern/small.yaml --seeds 3
+    python -m experiments.ablation --config experiments/cluster/small.yaml --seeds 3 -- --trainer.max_epochs=5
 
 "Without edges" is the full graph of Dwivedi & Bresson (arXiv 2012.09699): every node reads every other node of its
 graph, so the structure is gone from the attention; the encoding is still that of the real graph. What follows "--" goes
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from experiments.paired import mean_and_deviation
 from graphattn.errors import ConfigError, GraphattnError
 from graphattn.training.results import Results
 
@@ -91,11 +91,6 @@ def run_all(config: dict[str, Any], name: str, root: Path, seeds: int, overrides
                 raise ConfigError("the run gave no results; leave out trainer.fast_dev_run")
             table[key].append(found)
     return table
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and unbiased standard deviation (0 for one value)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def markdown(table: Table, name: str) -> str:

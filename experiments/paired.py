@@ -10,18 +10,21 @@ __all__ = ["difference", "half_width", "interval", "mean_and_deviation", "spread
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and unbiased standard deviation (0 for one value)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    """Mean and unbiased standard deviation (0 for one value; NaN where a run diverged)."""
+    mean = statistics.fmean(values)
+    if not math.isfinite(mean):
+        return mean, math.nan
+    return mean, statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def half_width(differences: Sequence[float], level: float = 0.95) -> float:
-    """Half of Student's interval of the mean of paired differences; NaN for fewer than two."""
+    """Half of Student's interval of the mean of paired differences; NaN for fewer than two, or where a run diverged."""
     count = len(differences)
     if count < 2:
         return math.nan
     from scipy.stats import t
 
-    return float(t.ppf(0.5 + level / 2, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
+    return float(t.ppf(0.5 + level / 2, count - 1)) * mean_and_deviation(differences)[1] / math.sqrt(count)
 
 
 def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:

@@ -3,6 +3,7 @@
     python -m experiments.examples.compare                      # all, on the GPU where there is one
     python -m experiments.examples.compare --device cpu cora-gat zinc
     python -m experiments.examples.compare --quick              # very short training
+    python -m experiments.examples.compare --seeds 0            # no training: time and memory alone
     python -m experiments.examples.compare --quick --synthetic  # on generated data: does everything run?
 
 From a checkout. It reads each script's source, replaces ``from graphattn.conv import`` by ``from torch_geometric.nn
@@ -36,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = [name for name in options.names if name not in known]
     if unknown:
         parser.error(f"there is no example {', '.join(map(repr, unknown))}; there are {', '.join(known)}")
-    if options.seeds < 1:
-        parser.error(f"--seeds must be at least 1, got {options.seeds}")
+    if options.seeds < 0:
+        parser.error(f"--seeds must not be negative, got {options.seeds}")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     length = options.length or ("full" if torch.device(device).type == "cuda" else "short")
     seconds, least = (0.2, 5) if length == "quick" else (3.0, 10)
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("names", nargs="*", metavar="name", help=f"which (default: all): {', '.join(names)}")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--seeds", type=int, default=3, help="number of paired seeds: 0, 1, ... (default 3)")
+    parser.add_argument("--seeds", type=int, default=3, help="paired seeds 0, 1, ... (default 3); 0: no training")
     parser.add_argument("--length", choices=LENGTHS, help="of training and timing (default: full on cuda, else short)")
     parser.add_argument("--quick", action="store_const", const="quick", dest="length", help="--length quick")
     parser.add_argument("--synthetic", action="store_true", help="generated data; scores mean nothing")

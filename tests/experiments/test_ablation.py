@@ -1,35 +1,16 @@
 from __future__ import annotations
 
-import importlib.util
-import math
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from experiments import ablation
 from graphattn.training.results import read_results
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+EXPERIMENTS = Path(ablation.__file__).parent
 
 
-@pytest.fixture(scope="module")
-def ablation() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablation", EXPERIMENTS / "ablation.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_deviation_is_unbiased(ablation: ModuleType):
-    mean, deviation = ablation.mean_and_deviation([1.0, 2.0, 6.0])
-    assert mean == 3 and deviation == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
-    assert ablation.mean_and_deviation([5.0]) == (5.0, 0.0)
-
-
-def test_table_of_four(
-    ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
+def test_table_of_four(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GRAPHATTN_CACHE", str(tmp_path / "cache"))
     tiny = ["--data.init_args.options={num_graphs: [3, 2, 2]}", "--trainer.max_epochs=1", "--model.model.layers=1"]
@@ -51,7 +32,7 @@ def test_table_of_four(
     assert capsys.readouterr().out.count("finished already") == 4
 
 
-def test_wrong_arguments(ablation: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit, match="2"):
         ablation.main(["--config", str(tmp_path / "missing.yaml")])
     assert "there is no file" in capsys.readouterr().err

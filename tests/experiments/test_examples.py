@@ -179,6 +179,16 @@ def test_comparison_of_all_cases(quickly, tmp_path: Path, capsys: pytest.Capture
     assert "--quick --synthetic" in found["environment"]["command"]
 
 
+def test_time_and_memory_alone(quickly, tmp_path: Path):
+    call = ["--device", "cpu", "--quick", "--synthetic", "--seeds", "0", "--no-memory", "--out", str(tmp_path)]
+    assert compare.main([*call, CASES[0].name]) == 0
+    (pair,) = json.loads((tmp_path / "compare.json").read_text())["pairs"]
+    assert not pair["scores"] and pair["difference"]["mean"] is None and pair["ms"][OURS]["median"] > 0
+    row = next(x for x in (tmp_path / "compare.md").read_text().splitlines() if x.startswith(f"| {CASES[0].name} |"))
+    assert row.split("|")[3:6] == ["  ", "  ", "  "] and row.count("(") == 2
+    assert (tmp_path / "compare.png").is_file()
+
+
 def in_double(batch: Any) -> Any:
     return batch.clone().apply(lambda x: x.double() if x.is_floating_point() else x)
 
@@ -223,7 +233,7 @@ def test_missing_data_are_skipped_with_their_name(tmp_path: Path, monkeypatch: p
     assert f"* {CASES[0].name} skipped: Cora(): raw files are missing" in (tmp_path / "compare.md").read_text()
 
 
-@pytest.mark.parametrize("wrong, message", [(["citeseer"], "there is no example"), (["--seeds", "0"], "--seeds")])
+@pytest.mark.parametrize("wrong, message", [(["citeseer"], "there is no example"), (["--seeds", "-1"], "--seeds")])
 def test_wrong_arguments(wrong: list[str], message: str, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit, match="2"):
         compare.main(wrong)

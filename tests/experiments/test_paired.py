@@ -27,3 +27,9 @@ def test_one_seed_has_no_interval() -> None:
 def test_text() -> None:
     assert spread([1.0, 2.0, 3.0], 1) == "2.0 ± 1.0"
     assert difference([1.0, 2.0, 3.0], 2) == "+2.00 [-0.48, +4.48]"
+
+
+def test_a_run_that_diverged_is_told_not_lost() -> None:
+    values = [1.0, math.nan, 3.0]
+    assert all(math.isnan(x) for x in mean_and_deviation(values))
+    assert interval(values) is None and spread(values, 1) == "nan ± nan" and difference(values, 1) == "+nan"

@@ -24,7 +24,7 @@ __all__ = ["Interval", "about", "draw", "markdown", "paired_difference", "write"
 
 
 class Interval(NamedTuple):
-    """A mean and half the width of its 95 % interval; of one value, the width is not known (NaN)."""
+    """A mean and half the width of its 95 % interval; of one value, the width is not known (NaN), of none, neither."""
 
     mean: float
     half: float
@@ -33,6 +33,8 @@ class Interval(NamedTuple):
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
     """Mean of ours - theirs over paired seeds, with Student's t for as many seeds as there are."""
     gaps = [mine - other for mine, other in zip(ours, theirs, strict=True)]
+    if not gaps:
+        return Interval(math.nan, math.nan)
     return Interval(statistics.fmean(gaps), half_width(gaps))
 
 
@@ -48,7 +50,7 @@ def about(command: str, seeds: int, device: str) -> dict[str, Any]:
 def write(folder: Path, pairs: list[Pair], skipped: dict[str, str], facts: dict[str, Any]) -> None:
     """``compare.md``, ``compare.json`` and, where there is something to draw, ``compare.png``."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [{**asdict(pair), "difference": paired_difference(pair.scores[OURS], pair.scores[PYG])} for pair in pairs]
+    rows = [{**asdict(pair), "difference": _difference(pair)} for pair in pairs]
     rows = [{**row, "ms": {side: timing._asdict() for side, timing in row["ms"].items()}} for row in rows]
     rows = [{**row, "difference": row["difference"]._asdict()} for row in rows]
     content = {"environment": facts, "skipped": skipped, "pairs": rows}
@@ -80,11 +82,13 @@ def markdown(pairs: list[Pair], skipped: dict[str, str], facts: dict[str, Any]) 
     ]
     for pair in pairs:
         digits = 2 if "%" in pair.metric else 4
-        means = [f"{statistics.fmean(pair.scores[side]):.{digits}f}" for side in (PYG, OURS)]
-        gap = paired_difference(pair.scores[OURS], pair.scores[PYG])
+        means, gap = ["", ""], _difference(pair)
+        if pair.scores:
+            means = [f"{statistics.fmean(pair.scores[side]):.{digits}f}" for side in (PYG, OURS)]
+        mean = "" if math.isnan(gap.mean) else f"{gap.mean:+.{digits}f}"
         half = "" if math.isnan(gap.half) else f" ± {gap.half:.{digits}f}"
         arrow = "↑" if pair.more_is_better else "↓"
-        cells = [pair.case, f"{pair.metric} {arrow}", *means, f"{gap.mean:+.{digits}f}{half}"]
+        cells = [pair.case, f"{pair.metric} {arrow}", *means, f"{mean}{half}"]
         cells += [*(_timing(pair.ms[side]) for side in (PYG, OURS)), f"{_time_ratio(pair):.2f}"]
         memory = [pair.memory_mb.get(side) for side in (PYG, OURS)]
         ratio = _memory_ratio(pair)
@@ -109,10 +113,11 @@ def draw(pairs: list[Pair], path: Path) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     names = [pair.case for pair in pairs]
     for height, pair in enumerate(pairs):
-        gap = paired_difference(pair.scores[OURS], pair.scores[PYG])
-        scale = (1 if pair.more_is_better else -1) * 100 / abs(statistics.fmean(pair.scores[PYG]))
-        half = 0 if math.isnan(gap.half) else gap.half * abs(scale)
-        left.errorbar(gap.mean * scale, height, xerr=half, fmt="o", color="tab:blue", capsize=4)
+        if pair.scores:
+            gap = _difference(pair)
+            scale = (1 if pair.more_is_better else -1) * 100 / abs(statistics.fmean(pair.scores[PYG]))
+            half = 0 if math.isnan(gap.half) else gap.half * abs(scale)
+            left.errorbar(gap.mean * scale, height, xerr=half, fmt="o", color="tab:blue", capsize=4)
         ratio = _memory_ratio(pair)
         right.barh(height - 0.18, _time_ratio(pair), 0.34, color="tab:blue", label=None if height else "time")
         if ratio is not None:
@@ -129,6 +134,10 @@ def draw(pairs: list[Pair], path: Path) -> None:
     right.set_xlabel("PyG / graphattn, forward + backward")
     right.legend(fontsize="small")
     figure.savefig(path, dpi=150)
+
+
+def _difference(pair: Pair) -> Interval:
+    return paired_difference(pair.scores.get(OURS, ()), pair.scores.get(PYG, ()))
 
 
 def _time_ratio(pair: Pair) -> float:
