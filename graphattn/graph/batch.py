@@ -54,6 +54,7 @@ def batch(graphs: Sequence[TokenGraph]) -> TokenGraph:
         num_sources=sum(sources),
         target_ptr=target_ptr,
         source_ptr=source_ptr,
+        known_causal=all(graph.known_causal and graph.is_square for graph in graphs),
     )
 
 
@@ -138,6 +139,7 @@ def stack(graphs: Sequence[TokenGraph], axis: Literal["h", "b"]) -> TokenGraph:
         source_ptr=first.source_ptr,
         leading=(len(graphs), *first.leading),
         leading_axes=axis + inner,
+        known_causal=all(graph.known_causal for graph in graphs),
     )
 
 
@@ -154,6 +156,7 @@ def side_by_side(graph: TokenGraph) -> TokenGraph:
         num_sources=graph.num_copies * graph.num_sources,
         target_ptr=targets,
         source_ptr=targets if same else Members.of_sources(graph).ptr,
+        known_causal=graph.known_causal and graph.is_square,
     )
 
 

@@ -29,19 +29,27 @@ class BitGraph(TokenGraph):
         words: int32 ``[*leading, T, ceil(S / 32)]``: source j is bit ``j % 32`` of word ``j // 32``; unused bits are 0.
         num_sources: S.
         axes: What the leading dimensions are: ``""``, ``"h"``, ``"b"`` or ``"bh"``.
+        known_causal: See :attr:`TokenGraph.known_causal`.
     """
 
     _tensor_fields = (*TokenGraph._tensor_fields, "_words")
     _words: Tensor
 
-    def __init__(self, words: Tensor, num_sources: int, axes: str = "") -> None:
+    def __init__(self, words: Tensor, num_sources: int, axes: str = "", *, known_causal: bool = False) -> None:
         if not isinstance(words, Tensor) or words.dtype != torch.int32:
             got = words.dtype if isinstance(words, Tensor) else type(words).__name__
             raise ArgumentTypeError(f"words must be an int32 tensor, got {got}")
         leading = leading_of("words", words, axes, 2)
         if words.shape[-1] != -(-num_sources // WORD):
             raise ArgumentError(f"words must hold {num_sources} bits in each row, got {list(words.shape)}")
-        super().__init__(None, num_targets=words.shape[-2], num_sources=num_sources, leading=leading, leading_axes=axes)
+        super().__init__(
+            None,
+            num_targets=words.shape[-2],
+            num_sources=num_sources,
+            leading=leading,
+            leading_axes=axes,
+            known_causal=known_causal,
+        )
         self._words = words.reshape(math.prod(leading), *words.shape[-2:]).contiguous()
 
     @property
@@ -121,5 +129,5 @@ def from_mask(mask: Tensor, axes: str = "") -> BitGraph:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise ArgumentTypeError(f"mask must be a bool tensor [..., T, S], got {got}")
     leading = leading_of("mask", mask, axes, 2)
-    words = select_bits(mask.reshape(-1, *mask.shape[-2:]), at=0)
+    words = select_bits(mask.reshape(math.prod(leading), *mask.shape[-2:]), at=0)
     return BitGraph(words.view(*leading, *words.shape[1:]), mask.shape[-1], axes)

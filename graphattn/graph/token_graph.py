@@ -46,13 +46,14 @@ class TokenGraph(Construction):
 
     # What the pytree of a graph is made of; a subclass appends its own attributes.
     _tensor_fields: tuple[str, ...] = ("_csr", "_csc", "_target", "_reverse", "_target_ptr", "_source_ptr")
-    _static_fields: tuple[str, ...] = ("_num_targets", "_num_sources", "_leading", "_leading_axes")
+    _static_fields: tuple[str, ...] = ("_num_targets", "_num_sources", "_leading", "_leading_axes", "_known_causal")
 
     # Built where attention asks for them, and again in a copy of the graph: see graphattn.graph.prepared.
     _blocks: Blocks | None = None
     _tile_fill: float | None = None
     _flex_mask: Any = None
     _has_duplicates: bool | None = None
+    _known_causal: bool = False  # graphs pickled by earlier versions do not say
     _chosen: dict[Any, Any] | None = None  # see graphattn.backends.remembered
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -69,6 +70,7 @@ class TokenGraph(Construction):
         source_ptr: Tensor | None = None,
         leading: tuple[int, ...] = (),
         leading_axes: str = "",
+        known_causal: bool = False,
     ) -> None:
         self._csr = csr
         self._csc: Csc | None = None
@@ -81,6 +83,7 @@ class TokenGraph(Construction):
         self._source_ptr = None if source_ptr is target_ptr else source_ptr  # None: as target_ptr
         self._leading = leading
         self._leading_axes = leading_axes
+        self._known_causal = known_causal
 
     # --- facts --------------------------------------------------------------------------------------------
 
@@ -278,8 +281,9 @@ class TokenGraph(Construction):
 
     @property
     def known_causal(self) -> bool:
-        """Whether the graph is known, without looking at edges, to have none from a later token to an earlier one."""
-        return False
+        """Whether the graph is known, without looking at edges, to have none from a later token to an earlier one: a
+        causal pattern, several in a batch, what was drawn from one. ``False`` says nothing."""
+        return self._known_causal
 
     # --- algebra ------------------------------------------------------------------------------------------
 

@@ -152,8 +152,7 @@ class GraphWindowAttention(Mechanism):
         check_rows(x, graph, self.width, transform)
         if edge is not None:
             raise ArgumentError(f"edge must be None, the edges of a window have no rows; got {list(edge.shape)}")
-        if not isinstance(graph.pattern, GraphWindow):
-            check_copies(x, graph)
+        check_copies(x, graph)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head_width)).unbind(-3)
         if transform is not None:
             q, k, v = transform(q, k, v)

@@ -18,7 +18,6 @@ from graphattn.graph.subsample import count_kept
 from graphattn.mechanisms.base import (
     Mechanism,
     Transform,
-    check_call,
     check_copies,
     check_edge,
     check_rows,
@@ -165,7 +164,6 @@ class Sparsifiner(Mechanism, LearnedChoice):
         Raises:
             ArgumentError: If shapes do not fit, or the graph is causal and there is a predictor.
         """
-        check_call(x, graph)
         check_rows(x, graph, self.width, transform)
         if not graph.is_square:
             raise ArgumentError(f"graph must be square, keys and values of earlier tokens cannot be kept; got {graph}")

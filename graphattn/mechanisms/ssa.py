@@ -26,7 +26,7 @@ class SSA(Subsampled, Mechanism):
 
     Every token stays a target. Each layer, call and batch entry (or member of a ragged batch) draws its own. In
     evaluation the whole graph is read, unless :func:`sampling` says otherwise
-    (:func:`graphattn.training.self_ensemble` averages several such passes). No code of the paper was released:
+    (:func:`graphattn.nn.self_ensemble` averages several such passes). No code of the paper was released:
     ``"uniform"`` is its unbiased scheme; ``"local"`` (jittered windows) is ours, the paper's algorithm could not be
     read (unverified), as is all of the handling of other graphs. ``"pairs"`` is the random mask of the authors' EGT
     (TensorFlow; a share of the pairs, before the softmax), which saves less; ``"hops"`` is ours.

@@ -9,7 +9,6 @@ from torch import Tensor
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
 from graphattn.graph.members import Members
-from graphattn.graph.rules import Causal
 from graphattn.normalize.base import NORMALIZERS, Normalizer
 from graphattn_kernels import segment_sum, spread
 
@@ -38,7 +37,8 @@ class Flow(Normalizer):
             flattens about half of all sources); ``None``: no bound, as in the paper.
 
     Raises:
-        ArgumentError: If an argument is not positive, or the graph is :func:`~graphattn.patterns.causal`.
+        ArgumentError: If an argument is not positive, or the graph is known to be causal
+            (:attr:`~graphattn.TokenGraph.known_causal`).
     """
 
     def __init__(self, floor: float = 1e-6, clamp: float | None = None) -> None:
@@ -64,8 +64,8 @@ class Flow(Normalizer):
         return scores * spread(by_target, at_target, backend=backend) * spread(by_source, at_source, backend=backend)
 
     def check(self, graph: TokenGraph) -> None:
-        """Raise if the graph is causal."""
-        if isinstance(graph.pattern, Causal):
+        """Raise if the graph is known to be causal."""
+        if graph.known_causal:
             raise ArgumentError("normalizer 'flow' would leak the future on a causal graph: it sums over later targets")
 
     def factors(

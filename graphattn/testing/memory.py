@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 __all__ = ["LiveMemory"]
 
@@ -34,10 +35,11 @@ class LiveMemory(TorchDispatchMode):
         return [size for _, size in self._storages.values()]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note what an operator returns."""
+        """Note what an operator returns that it was not given: views of what was there before take nothing."""
+        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         out = func(*args, **(kwargs or {}))
         for x in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(x, Tensor):
+            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in given:
                 storage = x.untyped_storage()
                 reference = StorageWeakRef(storage)
                 self._storages[reference.cdata] = (reference, storage.nbytes())

@@ -253,6 +253,7 @@ def test_no_tokens() -> None:
     for scores, axes in ((torch.zeros(0, 0), ""), (torch.zeros(2, 3, 0, 0), "bh"), (torch.zeros(0, 4, 4), "b")):
         for graph in (TokenGraph.top_k(scores, 2, axes=axes), TokenGraph.threshold(scores, 0.5, axes=axes)):
             assert graph.num_edges == 0 and graph.to_dense().shape == scores.shape
+        assert TokenGraph.from_mask(scores.bool(), axes).to_dense().shape == scores.shape
 
 
 @pytest.mark.parametrize("block", [None, 4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,7 @@ from graphattn.graph import (
     strided,
     window,
 )
+from graphattn.graph.batch import side_by_side
 
 
 def ring(a: int, b: int, size: int) -> int:
@@ -171,6 +173,13 @@ def test_known_causal() -> None:
     assert all(graph.known_causal for graph in known)
     others = [complete(6), prefix(6, 2), window(6, 2), causal(6) | window(6, 2), window(6, 2) - causal(6), causal(6).T]
     assert not any(graph.known_causal for graph in others)
+    two = [causal(6), window(6, 2, causal=True)]
+    made = [TokenGraph.batch(two), TokenGraph.stack(two), TokenGraph.per_head(two), side_by_side(TokenGraph.stack(two))]
+    assert all(graph.known_causal and not graph.to_dense().triu(1).any() for graph in made)
+    assert all(copy.deepcopy(graph).known_causal for graph in made)
+    assert all(_pytree.tree_map(torch.clone, graph).known_causal for graph in made)
+    mixed = [causal(6), window(6, 2)]
+    assert not TokenGraph.batch(mixed).known_causal and not TokenGraph.stack(mixed).known_causal
 
 
 def test_survives_tree_map(case: tuple[Pattern, Tensor]) -> None:

@@ -99,6 +99,15 @@ def test_uniform_pairs() -> None:
     assert subsample.uniform_pairs(9, 1.0, generator=seeded()).num_edges == 81
 
 
+def test_uniform_pairs_of_the_past_and_those_always_read() -> None:
+    plain = subsample.uniform_pairs(40, 0.2, batch=(2,), axes="b", generator=seeded())
+    first, below = torch.tensor([0, 3]), torch.ones(40, 40, dtype=torch.bool).tril()
+    graph = subsample.uniform_pairs(40, 0.2, batch=(2,), axes="b", generator=seeded(), always=first, causal=True)
+    wanted = plain.to_dense()
+    wanted[..., first] = True
+    assert torch.equal(graph.to_dense(), wanted & below) and graph.known_causal and not plain.known_causal
+
+
 # --- ragged batches -------------------------------------------------------------------------------------------
 
 SIZES = [5, 0, 40, 17]

@@ -133,8 +133,9 @@ def test_flow_is_flowformers_formula(clamp: float | None) -> None:
 
 
 def test_flow_refuses_to_leak() -> None:
-    with pytest.raises(ArgumentError, match="'flow' would leak the future on a causal graph"):
-        Flow()(patterns.causal(4), torch.ones(10, 1))
+    for graph in (patterns.causal(4), patterns.window(4, 2, causal=True), TokenGraph.batch([patterns.causal(4)] * 2)):
+        with pytest.raises(ArgumentError, match="'flow' would leak the future on a causal graph"):
+            Flow()(graph, torch.ones(graph.num_edges, 1))
 
 
 # --- members, copies, gradients ---------------------------------------------------------------------------------

@@ -75,7 +75,10 @@ def gumbel_edges(
     edges, hops = graph.num_edges, plan.hops
     tau = 1.0 if plan.sigma is None else plan.sigma
     if hops is None:
-        raise ArgumentError("scheme='hops' needs hops, the distance of each edge's source from its target")
+        raise ArgumentError(
+            "scheme='hops' needs hops, the distance of each edge's source from its target: a function of the "
+            "graph or an argument of the call"
+        )
     if hops.shape != (edges,):
         raise ArgumentError(f"hops must be [{edges}], a number for each edge, got {list(hops.shape)}")
     if not tau > 0:

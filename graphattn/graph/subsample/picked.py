@@ -76,6 +76,7 @@ def pick_edges(
         source_ptr=graph.source_ptr,
         leading=graph.leading if batch is None else (batch,),
         leading_axes=graph.leading_axes if batch is None else "b",
+        known_causal=graph.known_causal,
     )
     number = None
     if need_edges:

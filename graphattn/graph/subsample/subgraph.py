@@ -12,14 +12,13 @@ from graphattn.errors import ArgumentError
 from graphattn.graph.bits import BitGraph
 from graphattn.graph.lists import ListGraph, plain_lists
 from graphattn.graph.rules import Blocks, Causal, Complete
-from graphattn.graph.subsample.chance import count_kept, draw
+from graphattn.graph.subsample.chance import count_kept
 from graphattn.graph.subsample.local import jittered_windows
 from graphattn.graph.subsample.picked import pick_edges
 from graphattn.graph.subsample.plan import Drawn, Plan, first_tokens, kept_of
 from graphattn.graph.subsample.ragged import ragged_uniform
-from graphattn.graph.subsample.uniform import uniform_graph, uniform_sources
+from graphattn.graph.subsample.uniform import uniform_graph, uniform_pairs, uniform_sources
 from graphattn.graph.token_graph import TokenGraph
-from graphattn_kernels.select_sources import select_bits
 
 __all__ = ["draw_subgraph"]
 
@@ -82,7 +81,7 @@ def draw_subgraph(
 def _lists(graph: TokenGraph, plan: Plan, batch: int | None, generator: torch.Generator | None) -> ListGraph:
     """Of a complete or causal graph."""
     tokens, device, causal = graph.num_tokens, graph.device, isinstance(graph, Causal)
-    always = torch.arange(plan.always, device=device) if plan.always else None
+    always = _always(graph, plan)
     if plan.scheme == "uniform":
         return uniform_graph(
             *(tokens, plan.keep),
@@ -123,15 +122,20 @@ def _after(plan: Plan, tokens: int) -> Tensor:
 
 def _pairs(graph: TokenGraph, plan: Plan, batch: int | None, generator: torch.Generator | None) -> BitGraph:
     """Each pair of a complete or causal graph by itself; tokens read themselves, so that no row is empty."""
-    tokens, device = graph.num_tokens, graph.device
-    drawn = draw(torch.rand, (1 if batch is None else batch, tokens, tokens), generator, device)
-    drawn[..., : plan.always] = -1.0
-    if isinstance(graph, Causal):
-        drawn = drawn.masked_fill_(torch.ones(tokens, tokens, dtype=torch.bool, device=device).triu_(1), 2.0)
-    words = select_bits(-drawn, at=-plan.keep, keep_self=plan.keep_self is not False)
-    if batch is None:
-        return BitGraph(words.squeeze(0), tokens, "")
-    return BitGraph(words, tokens, "b")
+    return uniform_pairs(
+        *(graph.num_tokens, plan.keep),
+        batch=() if batch is None else (batch,),
+        axes="" if batch is None else "b",
+        generator=generator,
+        keep_self=plan.keep_self is not False,
+        always=_always(graph, plan),
+        causal=isinstance(graph, Causal),
+        device=graph.device,
+    )
+
+
+def _always(graph: TokenGraph, plan: Plan) -> Tensor | None:
+    return torch.arange(plan.always, device=graph.device) if plan.always else None
 
 
 def _share_of_pairs(graph: TokenGraph, found: BitGraph, plan: Plan) -> Tensor:

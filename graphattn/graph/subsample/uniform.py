@@ -97,6 +97,8 @@ def uniform_pairs(
     axes: str = "",
     generator: Generator = None,
     keep_self: bool = False,
+    always: Tensor | None = None,
+    causal: bool = False,
     device: Device = None,
 ) -> BitGraph:
     """Each pair of tokens with probability ``keep``, independently (EGT's random mask, before the softmax).
@@ -108,13 +110,22 @@ def uniform_pairs(
         axes: ``""``, ``"h"``, ``"b"`` or ``"bh"``.
         generator: See :func:`uniform_sources`.
         keep_self: Every token reads itself in any case.
+        always: See :func:`uniform_sources`.
+        causal: Only pairs whose source is not after its target.
         device: See :func:`uniform_sources`.
+
+    Raises:
+        ArgumentError: If ``keep`` is no probability.
     """
     if not 0.0 <= keep <= 1.0:
         raise ArgumentError(f"keep must be a probability in 0..1, got {keep}")
     drawn = draw(torch.rand, (math.prod(batch), num_tokens, num_tokens), generator, device)
+    if always is not None:
+        drawn.index_fill_(-1, always.to(drawn.device), -1.0)
+    if causal:
+        drawn.masked_fill_(torch.ones(drawn.shape[1:], dtype=torch.bool, device=drawn.device).triu_(1), 2.0)
     words = select_bits(-drawn, at=-keep, keep_self=keep_self)
-    return BitGraph(words.view(*batch, *words.shape[1:]), num_tokens, axes)
+    return BitGraph(words.view(*batch, *words.shape[1:]), num_tokens, axes, known_causal=causal)
 
 
 def _uniform(

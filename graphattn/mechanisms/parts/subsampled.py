@@ -125,17 +125,15 @@ class Subsampled(nn.Module):
 
         Raises:
             ArgumentError: If sizes do not fit, or the scheme by hops has none.
+            ArgumentTypeError: If positions or hops are no tensor.
         """
         plan = Plan(self.scheme, self.keep, self.sigma, self.minimum, self.always, self.keep_self, self.shape)
         if self.scheme == "local":
             if positions is not None and self.shape is not None:
                 raise ArgumentError("shape and positions do not go together: both say where tokens stand")
-            plan = plan._replace(positions=_measured(self.positions, graph) if positions is None else positions)
+            plan = plan._replace(positions=_measured("positions", positions, self.positions, graph))
         if self.scheme == "hops":
-            hops = _measured(self.hops, graph) if hops is None else hops
-            if hops is None:
-                raise ArgumentError("scheme='hops' needs hops, a function of the graph or an argument of the call")
-            plan = plan._replace(hops=hops)
+            plan = plan._replace(hops=_measured("hops", hops, self.hops, graph))
         if self_offset is None and graph.is_square:
             self_offset = 0
         return draw_subgraph(
@@ -148,13 +146,17 @@ class Subsampled(nn.Module):
         return f"keep={self.keep:g}, scheme={self.scheme!r}{sigma}, minimum={self.minimum}, always={self.always}"
 
 
-def _measured(measure: Measure | None, graph: TokenGraph) -> Tensor | None:
-    if measure is None or torch.compiler.is_compiling():
-        return None if measure is None else measure(graph)
-    known = _KNOWN.setdefault(graph, {})
-    if measure not in known:
-        known[measure] = measure(graph)
-    return known[measure]
+def _measured(name: str, given: Tensor | None, measure: Measure | None, graph: TokenGraph) -> Tensor | None:
+    """What a call brought, else what the graph says, which is asked once."""
+    if given is None and measure is not None:
+        known: dict[Measure, Tensor] = {} if torch.compiler.is_compiling() else _KNOWN.setdefault(graph, {})
+        if measure not in known:
+            known[measure] = measure(graph)
+        given = known[measure]
+    if given is not None and not isinstance(given, Tensor):
+        got = type(given).__name__
+        raise ArgumentTypeError(f"{name} must be a tensor, or a function of the graph that gives one, got {got}")
+    return given
 
 
 def _bfs_places(graph: TokenGraph) -> Tensor:
