@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -51,11 +52,13 @@ class _Compiled(NamedTuple):
 
 _compiled: dict[tuple[Any, ...], _Compiled] = {}
 _numbers: dict[tuple[Any, ...], int] = {}
+_fresh = count()
 
 
 def number_of(kind: tuple[Any, ...]) -> int:
     """A number for a kind of launches, which is looked up sooner than the kind."""
-    return _numbers.setdefault(kind, len(_numbers))
+    # Not the length of the table: threads (autograd has its own) that come at once would get the same.
+    return _numbers.setdefault(kind, next(_fresh))
 
 
 def launch(

@@ -35,30 +35,26 @@ def test_it_runs_and_everything_is_right(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_propagators_over_edges(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.get_num_threads()
     quick = ["--parts", "edges", "--device", "cpu", "--quick", "--out", str(tmp_path)]
-    try:
-        assert command.main(quick) == 0
-        found = json.loads((tmp_path / "edges.json").read_text())
-        times = {(row["mover"], row["edges"]): row for row in found["times"]}
-        assert len(times) == 4 * 3 and set(found["slopes"]) == set(edges.MOVERS) == set(found["linear"])
-        assert all(row["ms_a_product"] * row["products"] == pytest.approx(row["ms"]) for row in times.values())
-        assert all(0 < times[name, 1000]["error"] < 1e-4 for name in edges.MOVERS)
-        kept = {row["mover"]: row for row in found["kept"]}
-        for hops in (2, 4, 8, 16, 32, 64):
-            row = kept[f"Neumann({hops})"]
-            assert row["products"] == hops and row["states"] == 1 + math.log2(hops) and row["backward"] >= hops
-        solved = [kept[f"Resolvent({gamma:g})"] for gamma in (0.5, 0.9, 0.99)]
-        assert [row["products"] for row in solved] == sorted({row["products"] for row in solved})  # more and more
-        assert len({row["states"] for row in solved}) == 1  # and nothing more is kept
-        assert (tmp_path / "edges.png").read_bytes().startswith(b"\x89PNG") and not (tmp_path / "infsa.md").exists()
-        assert "| Neumann(64) | 7 | 64 |" in capsys.readouterr().out
+    assert command.main(quick) == 0
+    found = json.loads((tmp_path / "edges.json").read_text())
+    times = {(row["mover"], row["edges"]): row for row in found["times"]}
+    assert len(times) == 4 * 3 and set(found["slopes"]) == set(edges.MOVERS) == set(found["linear"])
+    assert all(row["ms_a_product"] * row["products"] == pytest.approx(row["ms"]) for row in times.values())
+    assert all(0 < times[name, 1000]["error"] < 1e-4 for name in edges.MOVERS)
+    kept = {row["mover"]: row for row in found["kept"]}
+    for hops in (2, 4, 8, 16, 32, 64):
+        row = kept[f"Neumann({hops})"]
+        assert row["products"] == hops and row["states"] == 1 + math.log2(hops) and row["backward"] >= hops
+    solved = [kept[f"Resolvent({gamma:g})"] for gamma in (0.5, 0.9, 0.99)]
+    assert [row["products"] for row in solved] == sorted({row["products"] for row in solved})  # more and more
+    assert len({row["states"] for row in solved}) == 1  # and nothing more is kept
+    assert (tmp_path / "edges.png").read_bytes().startswith(b"\x89PNG") and not (tmp_path / "infsa.md").exists()
+    assert "| Neumann(64) | 7 | 64 |" in capsys.readouterr().out
 
-        monkeypatch.setitem(edges.MOVERS, "Neumann(8)", lambda: edges.Neumann(8, 0.91))
-        with pytest.raises(RuntimeError, match=r"Neumann\(8\) is wrong: relative error"):
-            command.main(quick)
-    finally:
-        torch.set_num_threads(before)
+    monkeypatch.setitem(edges.MOVERS, "Neumann(8)", lambda: edges.Neumann(8, 0.91))
+    with pytest.raises(RuntimeError, match=r"Neumann\(8\) is wrong: relative error"):
+        command.main(quick)
     with pytest.raises(SystemExit):
         command.main([*quick, "--parts", "edge"])
     assert "--parts must be of operations, networks and edges, got 'edge'" in capsys.readouterr().err

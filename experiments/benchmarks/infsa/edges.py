@@ -114,15 +114,19 @@ class _Counted(EdgeOperator):
 
 def run(folder: Path, device: torch.device, effort: Effort, about: dict[str, Any], *, quick: bool) -> str:
     """Measure all, write the files; the text."""
+    tokens, edges = _sizes(device, quick)
+    rows: list[Timed] = []
+    threads = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)  # threads that wait for each other on a busy machine tell nothing about edges
-    tokens, edges = _sizes(device, quick)
-    effort = effort._replace(least=3)
-    rows: list[Timed] = []
-    for row in times(tokens, edges, device, effort):
-        rows.append(row)
-        print(f"{row.edges:>12,} edges {row.mover:22s} {row.ms:10.3f} ms, {row.products} products", flush=True)
-    return write(folder, rows, list(kept_states(tokens, edges[1], device)), about)
+    try:
+        for row in times(tokens, edges, device, effort._replace(least=3)):
+            rows.append(row)
+            print(f"{row.edges:>12,} edges {row.mover:22s} {row.ms:10.3f} ms, {row.products} products", flush=True)
+        kept = list(kept_states(tokens, edges[1], device))
+    finally:
+        torch.set_num_threads(threads)  # other parts of the command come next
+    return write(folder, rows, kept, about)
 
 
 def _sizes(device: torch.device, quick: bool) -> tuple[int, tuple[int, ...]]:
