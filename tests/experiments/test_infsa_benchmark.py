@@ -36,7 +36,10 @@ def test_it_runs_and_everything_is_right(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_propagators_over_edges(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = ["--parts", "edges", "--device", "cpu", "--quick", "--out", str(tmp_path)]
+    told: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
     assert command.main(quick) == 0
+    assert told == [1, torch.get_num_threads()]  # other parts have the threads that there were
     found = json.loads((tmp_path / "edges.json").read_text())
     times = {(row["mover"], row["edges"]): row for row in found["times"]}
     assert len(times) == 4 * 3 and set(found["slopes"]) == set(edges.MOVERS) == set(found["linear"])
@@ -48,7 +51,7 @@ def test_propagators_over_edges(tmp_path: Path, capsys: pytest.CaptureFixture, m
         assert row["products"] == hops and row["states"] == 1 + math.log2(hops) and row["backward"] >= hops
     solved = [kept[f"Resolvent({gamma:g})"] for gamma in (0.5, 0.9, 0.99)]
     assert [row["products"] for row in solved] == sorted({row["products"] for row in solved})  # more and more
-    assert len({row["states"] for row in solved}) == 1  # and nothing more is kept
+    assert {row["states"] for row in solved} == {2}  # and nothing more is kept: the result and the solution
     assert (tmp_path / "edges.png").read_bytes().startswith(b"\x89PNG") and not (tmp_path / "infsa.md").exists()
     assert "| Neumann(64) | 7 | 64 |" in capsys.readouterr().out
 

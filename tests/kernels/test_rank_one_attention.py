@@ -253,6 +253,22 @@ class TestTriton:
         op = torch.ops.graphattn.rank_one_attention.default
         torch.library.opcheck(op, (*x, lengths, lengths, None, None, 1e-6, 1e-5, 0.9, True, "triton"))
 
+    def test_kinds_of_launches_have_numbers_of_their_own(self) -> None:
+        """Also where another thread asks between (autograd has its own): with one number for two kinds, one of them
+        would be launched as the other."""
+        number_of = importlib.import_module("graphattn_kernels._triton").number_of
+        between: list[int] = []
+
+        class Interrupted:
+            def __hash__(self) -> int:
+                if not between:
+                    between.append(number_of(("asked between",)))
+                return 7
+
+        kind = (Interrupted(),)
+        mine = number_of(kind)
+        assert number_of(kind) == mine and between == [number_of(("asked between",))] != [mine]
+
 
 # --- properties -----------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
 from graphattn.testing import (
     GRAPH_KINDS,
+    LiveMemory,
     assert_backends_equal,
     assert_within_budget,
     eager_attention,
@@ -118,3 +119,17 @@ def test_backends_that_differ_are_found() -> None:
         assert_backends_equal(parameter, x, parameters=[held])
     assert_backends_equal(value, x, tolerance=1e-6)
     assert_backends_equal(lambda x, none, backend: x if none is None else 0 * x, x, None)
+
+
+def test_live_memory_is_of_what_was_made_inside() -> None:
+    outside = torch.zeros(100)
+    with LiveMemory() as memory:
+        outside.view(10, 10).add_(1)
+        torch.add(outside, 1, out=outside)
+        assert memory.now == memory.peak == 0 and memory.sizes == []
+        made = outside + 1
+        part = made[:5]
+        del made
+        assert memory.sizes == [400]  # the storage is there as long as a view of it
+        del part
+    assert memory.now == 0 and memory.peak == 400
