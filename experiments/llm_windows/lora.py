@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: dict[str, Any], name: str, out: Path, device: str, adapter: Path | None = None) -> dict[str, Any]:
     """Fine-tune where that is not done and no adapter is given, then evaluate; what ``result.json`` holds."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "resolved.yaml").write_text(yaml.safe_dump({"name": name, **config}, sort_keys=False), encoding="utf-8")
+    named = {"name": name, **({} if adapter is None else {"adapter": str(adapter)}), **config}
+    (out / "resolved.yaml").write_text(yaml.safe_dump(named, sort_keys=False), encoding="utf-8")
     training, data = config["training"], config["data"]
     torch.manual_seed(training["seed"])
     transformers = require("transformers", extra="lora", purpose="experiments.llm_windows.lora")

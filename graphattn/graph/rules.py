@@ -60,6 +60,10 @@ class Prefix(Pattern):
         n, k = self._num_targets, self.size
         return k * k + (n * (n + 1) - k * (k + 1)) // 2
 
+    @property
+    def known_causal(self) -> bool:
+        return self.size <= 1
+
     def _enumerate(self) -> Csr:
         token = torch.arange(self._num_targets, device=self.device)
         count = (token + 1).clamp(min=self.size)
@@ -77,10 +81,6 @@ class Causal(Prefix):
 
     def contains(self, target: Tensor, source: Tensor) -> Tensor:
         return source <= target
-
-    @property
-    def known_causal(self) -> bool:
-        return True
 
 
 class Window(Pattern):

@@ -20,6 +20,8 @@ class Symmetric(Normalizer):
     :math:`D^{-1/2} A D^{-1/2}` of Kipf & Welling (ICLR 2017), eq. 2, on scores of 1; on a graph that is not symmetric,
     each end has its own sum. No singular value exceeds 1, whatever the scores. Where a sum is 0, so is the weight, with
     finite gradients.
+
+    The sum over a source's out-edges is over later targets, too: on a causal graph, a target learns of the future.
     """
 
     def forward(self, graph: TokenGraph, scores: Tensor, backend: str = "auto") -> Tensor:

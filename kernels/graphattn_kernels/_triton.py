@@ -122,7 +122,7 @@ def _loading_is_allowed() -> Iterator[None]:
     A kernel may be new there though all steps before the capture were the same: whether a graph has hubs is known only
     when the device has counted them, and there are kernels for either.
     """
-    if not torch.cuda.is_current_stream_capturing():
+    if torch.version.hip or not torch.cuda.is_current_stream_capturing():  # on ROCm, run a step before the capture
         yield
         return
     driver, mode = ctypes.CDLL(_DRIVER), ctypes.c_int(_RELAXED)

@@ -110,6 +110,7 @@ def test_a_tiny_model_from_end_to_end(tiny: Path, tmp_path: Path) -> None:
     # The adapter's folder is all that is needed: projection, tokenizer and adapters.
     adapter = tmp_path / "whole" / "adapter"
     again = lora.run(lora._configuration(CONFIG, changes), str(tiny), tmp_path / "again", "cpu", adapter)
+    assert f"adapter: {adapter}" in (tmp_path / "again" / "resolved.yaml").read_text()
     assert again == {**whole, "loss": None} and not (tmp_path / "again" / "checkpoint.pt").exists()
     written = [(tmp_path / name / "answers.csv").read_text() for name in ("whole", "again")]
     assert written[0] == written[1]

@@ -169,7 +169,7 @@ def test_what_is_known_to_be_causal_is(case: tuple[Pattern, Tensor]) -> None:
 
 def test_known_causal() -> None:
     known = [causal(6), window(6, 2, causal=True), causal(6) & window(6, 2), causal(6) - window(6, 1)]
-    known += [causal(6) | window(6, 2, causal=True)]
+    known += [causal(6) | window(6, 2, causal=True), prefix(6, 0), prefix(6, 1)]
     assert all(graph.known_causal for graph in known)
     others = [complete(6), prefix(6, 2), window(6, 2), causal(6) | window(6, 2), window(6, 2) - causal(6), causal(6).T]
     assert not any(graph.known_causal for graph in others)
