@@ -84,6 +84,7 @@ def work(config: dict[str, Any], variant: Variant, seed: int) -> dict[str, Any]:
         task, losses = _fit(config, data, kept, seed, Path(folder), fork if variant.keep < 1.0 else None)
         found: dict[str, Any] = {"variant": variant.name, "keep": variant.keep, "seed": seed, "epochs": epochs}
         found |= {"metric": task.metric, "mode": task.mode, "seconds": time.perf_counter() - begin, "losses": losses}
+        found["data"] = config["data"]["init_args"]["name"]
         found["parameters"] = sum(parameter.numel() for parameter in task.model.parameters())
         found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         limit = config["trainer"].get("limit_test_batches")
