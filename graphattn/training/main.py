@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import callbacks
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
@@ -135,6 +136,9 @@ def _final_results(cli: TrainingCLI) -> Results:
     best_epoch = epochs
     if best_path.is_file() and trainer.checkpoint_callbacks:
         best_epoch = load_checkpoint(best_path)["epoch"] + 1
+        # A checkpoint's weights are the averages; in the process that trained, the callback would load the others.
+        averaging = getattr(callbacks, "WeightAveraging", ())
+        trainer.callbacks = [part for part in trainer.callbacks if not isinstance(part, averaging)]  # type: ignore[attr-defined]
         tests.append(trainer.test(model, datamodule=cli.datamodule, ckpt_path=str(best_path), verbose=False)[0])
     rows = rows or [{}]
     last, best = (

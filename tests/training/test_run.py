@@ -76,6 +76,19 @@ def test_a_run_leaves_everything_in_its_folder(write_config: Write, capsys: pyte
     assert rows(FOLDER) == table  # scoring does not touch the history
 
 
+def test_averaged_weights_are_what_is_tested_and_kept(write_config: Write):
+    """Lightning's callback loads the other weights of a checkpoint in the process that trained."""
+    averaging = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.8}}
+    config = write_config(trainer__callbacks=[averaging], trainer__max_epochs=3)
+    results = run("fit", ["--config", config])
+    assert isinstance(results, Results)
+    kept = load_checkpoint(FOLDER / "checkpoints" / "last.ckpt")
+    assert not same(kept["state_dict"], kept["current_model_state"])
+    for name, figures in (("last", results.last), ("best", results.best)):
+        again = run("test", ["--config", str(FOLDER / "config.yaml"), "--ckpt_path", name])
+        assert again[0]["test/loss"] == figures.test["loss"]  # type: ignore[index]
+
+
 def test_a_second_run_never_loses_the_first(write_config: Write, capsys: pytest.CaptureFixture[str]):
     config = write_config(trainer__max_epochs=1)
     run("fit", ["--config", config])
