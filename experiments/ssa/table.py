@@ -61,8 +61,8 @@ def markdown(table: Table, costs: dict[str, dict[str, float | None]], task: str)
     part, metric = first[0], table.metric
     better = "higher" if part["mode"] == "max" else "lower"
     lines = [
-        f"# SSA on {part.get('data', task)}: test {metric.replace('_', ' ')} ({better} is better), {len(first)} seeds, {part['epochs']} "
-        f"epochs, {part['parameters']:,} parameters, on {part['device']}",
+        f"# SSA on {part.get('data', task)}: test {metric.replace('_', ' ')} ({better} is better), {len(first)} seeds, "
+        f"{part['epochs']} epochs, {part['parameters']:,} parameters, on {part['device']}",
         "",
         "| training | test | mean ± deviation | less dense training, by seed [95 % interval] |",
         "|---|---|---:|---:|",

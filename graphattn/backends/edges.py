@@ -40,7 +40,7 @@ class Edges(Backend):
         gate = fold.edges("edge_gate", call.edge_gate, num_edges, channels=True)
         check_channels(q, gate, att)
         inputs = Inputs(
-            *(q, k, v, fold.bias(call.edge_bias, call.q, num_edges), gate, att),
+            *(q, k, v, fold.bias(call.edge_bias, call.q, num_edges), gate, None, att),
             call.dropout_seed if call.dropout_p else None,
             default_scale(q, slope) if call.scale is None else float(call.scale),
             *(call.clamp, slope, float(call.dropout_p), call.need_product),

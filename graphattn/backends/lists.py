@@ -5,7 +5,7 @@ from __future__ import annotations
 from graphattn.backends.base import Backend, Call, Result
 from graphattn.backends.plain import Layout, lacks
 from graphattn.graph.lists import ListGraph
-from graphattn_kernels import list_attention
+from graphattn_kernels.list_attention.api import attend_checked
 
 __all__ = ["Lists"]
 
@@ -25,6 +25,7 @@ class Lists(Backend):
     def run(self, call: Call) -> Result:
         graph, layout = call.graph, Layout(call.graph, call.q)
         assert isinstance(graph, ListGraph)
-        q, k, v = (layout.fold(x) for x in (call.q, call.k, call.v))
-        out, lse = list_attention(graph.lists, q, k, v, scale=call.scale, clamp=call.clamp, need_lse=call.need_lse)
+        q, k, v = [layout.fold(x) for x in (call.q, call.k, call.v)]
+        scale = q.shape[-1] ** -0.5 if call.scale is None else float(call.scale)
+        out, lse = attend_checked(graph.lists, q, k, v, scale, call.clamp, call.need_lse)
         return Result(layout.unfold(out), layout.unfold(lse) if call.need_lse and lse is not None else None)

@@ -43,8 +43,12 @@ class Tiles(Backend):
         return "the graph has duplicate edges, and tiles hold each edge once" if graph.has_duplicates else None
 
     def run(self, call: Call) -> Result:
-        layout = Layout(call.graph, call.q)
-        q, k, v = (layout.fold(x) for x in (call.q, call.k, call.v))
+        q, k, v = call.q, call.k, call.v
         scale = q.shape[-1] ** -0.5 if call.scale is None else float(call.scale)
+        if q.dim() == 4:  # nothing to fold
+            out, lse = attend_checked(blocks_of(call.graph), q, k, v, scale, call.clamp)
+            return Result(out, lse if call.need_lse else None)
+        layout = Layout(call.graph, q)
+        q, k, v = layout.fold(q), layout.fold(k), layout.fold(v)
         out, lse = attend_checked(blocks_of(call.graph), q, k, v, scale, call.clamp)
         return Result(layout.unfold(out), layout.unfold(lse) if call.need_lse else None)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from graphattn.conv._remembered import remembered
 from graphattn.graph import TokenGraph
-from graphattn_kernels import Structure, View, sddmm, spmm
+from graphattn_kernels import sddmm, spmm
+from graphattn_kernels.structure import edges_as_sources
 
 __all__ = ["EdgeRows"]
 
@@ -40,7 +41,7 @@ class EdgeRows:
         channels: int,
         backend: str = "auto",
     ) -> None:
-        self._structure = remembered((graph,), ("edge rows",), lambda: _edges_as_sources(graph.structure))
+        self._structure = remembered((graph,), ("edge rows",), lambda: edges_as_sources(graph.structure))
         self._backend = backend
         features = edge_attr.shape[1]
         if features > channels:
@@ -60,15 +61,3 @@ class EdgeRows:
         """Weighted sums ``[N_t, H, C]`` over every target's in-edges; weights are ``[E, H]``."""
         out = spmm(self._structure, weights, self._rows.to(weights.dtype), backend=self._backend)
         return out if self._map is None else torch.einsum("thf,fhc->thc", out, self._map)
-
-
-def _edges_as_sources(structure: Structure) -> Structure:
-    """The graph in which every edge is a token of its own, read by the edge's target alone."""
-    view = structure.by_target
-    numbers = torch.arange(view.num_edges + 1, dtype=view.index.dtype, device=view.index.device)
-    numbers, ptr = numbers[:-1], numbers
-    target = view.owner
-    if view.edge_id is not None:
-        target = torch.empty_like(target).index_copy_(0, view.edge_id.long(), target)
-    edge = numbers if view.edge_id is None else view.edge_id
-    return Structure(View(view.ptr, edge, view.owner, view.edge_id), View(ptr, target, numbers, None))

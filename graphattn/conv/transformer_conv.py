@@ -9,11 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graphattn.attention import edge_weights, propagate
+from graphattn.backends import choose_steps
 from graphattn.conv._base import QueryKeyValueConv
 from graphattn.conv._edge_rows import EdgeRows
 from graphattn.conv._inputs import Edges
 from graphattn.conv._pyg import Linear
 from graphattn.graph import TokenGraph
+from graphattn.mechanisms.base import drop_seed
+from graphattn_kernels import csr_attention
 
 __all__ = ["TransformerConv"]
 
@@ -128,6 +131,17 @@ class TransformerConv(QueryKeyValueConv):
         graph, edge_attr = edges.graph, edges.attr
         if edge_attr is None:
             return super()._attend(edges, q, k, v, need_weights)
+        if edge_attr.shape[1] > self.out_channels and not need_weights:  # projected rows are made, see EdgeRows
+            choose_steps(self.backend, q.device)  # says so where a backend was named that has no such operation
+            p, seed = drop_seed(self, self.dropout, v)
+            out, *_ = csr_attention(
+                *(graph.structure, q, k, v),
+                edge_rows=self._project_edges(edge_attr),
+                dropout_p=p,
+                dropout_seed=seed,
+                backend=self.backend,
+            )
+            return out, None
         rows = self._edge_rows(graph, edge_attr)
         bias = rows.dot(q) * self.out_channels**-0.5
         alpha = edge_weights(graph, q, k, edge_bias=bias, backend=self.backend)
@@ -149,12 +163,12 @@ class TransformerConv(QueryKeyValueConv):
         assert self.lin_edge is not None
         return self._split(self.lin_edge(rows))
 
+    def _root(self) -> tuple[Linear, ...]:
+        return super()._root() if self.root_weight else ()
+
     def _combine(self, out: Tensor, x_target: Tensor | None) -> Tensor:
-        if not self.root_weight:
-            return out
-        assert self.lin_skip is not None
-        skip = self.lin_skip(x_target)
-        if self.lin_beta is None:
-            return out + skip
+        skip = x_target
+        if skip is None or self.lin_beta is None:
+            return super()._combine(out, skip)
         beta = self.lin_beta(torch.cat([out, skip, out - skip], dim=-1)).sigmoid()
         return beta * skip + (1 - beta) * out

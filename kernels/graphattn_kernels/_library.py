@@ -7,16 +7,27 @@ graph layer makes many small calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["autocast", "register"]
+__all__ = ["Packed", "autocast", "register"]
 
 _LIBRARY = torch.library.Library("graphattn", "FRAGMENT")
+
+
+class Packed(NamedTuple):
+    """How one object stands for the first arguments of an operator. In an eager call it stays what it is."""
+
+    width: int
+    """Number of these arguments."""
+    flat: Callable[[Any], tuple[Any, ...]]
+    """From the object to them."""
+    unflat: Callable[[tuple[Any, ...]], Any]
+    """The inverse; further arguments are ignored."""
 
 
 def register(
@@ -26,6 +37,7 @@ def register(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     differentiable: slice = slice(None),
+    packed: Packed | None = None,
 ) -> Callable[..., Any]:
     """Define ``graphattn::<name>`` for every device and return it.
 
@@ -38,29 +50,55 @@ def register(
         backward: The gradients of the differentiable arguments: a function of (ctx, gradients of the results). Without
             one, differentiating the operator raises.
         differentiable: Which arguments may have a gradient. ``ctx.needs_input_grad`` begins with these.
+        packed: The first argument of all functions here but ``fake``, and of what is returned, is an object.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, _filled(implementation), "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, _filled(_of_flat(implementation, packed)), "CompositeExplicitAutograd")
     torch.library.register_fake(f"graphattn::{name}", fake, lib=_LIBRARY)
     operator = getattr(torch.ops.graphattn, name).default
     if backward is None:
         backward, setup_context = _no_second_order(name), None
-    below = _differentiable(_below_autograd(operator), setup_context, backward, differentiable)
-    _LIBRARY.impl(name, below, "Autograd")
+    below = _of_object(_below_autograd(operator), packed)
+    below = _differentiable(below, setup_context, backward, differentiable)
+    _LIBRARY.impl(name, _of_flat(below, packed), "Autograd")
     direct = _differentiable(implementation, setup_context, backward, differentiable)
+    if packed is None:
 
-    def call(*args: Any) -> Any:
-        return direct(*args) if _is_plain(args) else operator(*args)
+        def call(*args: Any) -> Any:
+            return direct(*args) if _is_plain(args) else operator(*args)
+
+    else:
+        flat = packed.flat
+
+        def call(*args: Any) -> Any:
+            first, *rest = args
+            return direct(*args) if _is_plain(rest) else operator(*flat(first), *rest)
 
     return call
+
+
+def _of_flat(function: Callable[..., Any], packed: Packed | None) -> Callable[..., Any]:
+    """A function of an object as one of the arguments that it stands for."""
+    if packed is None:
+        return function
+    width, _, unflat = packed
+    return lambda *args: function(unflat(args), *args[width:])
+
+
+def _of_object(function: Callable[..., Any], packed: Packed | None) -> Callable[..., Any]:
+    """The inverse of :func:`_of_flat`."""
+    if packed is None:
+        return function
+    flat = packed.flat
+    return lambda first, *rest: function(*flat(first), *rest)
 
 
 # The types of arguments that tell nobody but autograd of a call.
 _PLAIN = {Tensor, torch.nn.Parameter, type(None), bool, int, float, str}
 
 
-def _is_plain(args: tuple[Any, ...]) -> bool:
+def _is_plain(args: Sequence[Any]) -> bool:
     """Whether nobody but autograd wants to know of the call: no compiler, no exporter, no tensor of a special kind.
 
     The dispatcher would convert every argument to and fro four times in a forward and backward pass.

@@ -15,9 +15,13 @@ from torch import Tensor
 
 from graphattn_kernels.structure import View
 
-__all__ = ["Hubs", "Schedule", "chunk_size", "make_schedule", "schedule_of"]
+__all__ = ["HUB", "SHORT", "Hubs", "Schedule", "as_they_stand", "chunk_size", "make_schedule", "schedule_of"]
 
 _HAS_TRITON = find_spec("triton") is not None
+
+HUB = 256  # edges of a row from which it is cut
+SHORT = 32  # edges up to which rows of a small graph need no order: none keeps the others waiting for long
+_SMALL = 1 << 17  # edges of a graph that takes the host longer than the device
 
 
 class Hubs(NamedTuple):
@@ -49,7 +53,7 @@ class Schedule(NamedTuple):
 def chunk_size(num_edges: int) -> int:
     """Edges in a part of a hub: few enough that no program runs much longer than the others, and more where there
     are so many edges that the parts (bounded by ``2 E / chunk``) would need much memory."""
-    return 256 if num_edges < 1 << 24 else 2048
+    return HUB if num_edges < 1 << 24 else 2048
 
 
 def make_schedule(ptr: Tensor, num_edges: int, chunk: int) -> Schedule:
@@ -145,6 +149,24 @@ def schedule_of(view: View) -> Schedule:
     schedule = make_schedule(ptr, view.num_edges, chunk)
     if capturing:  # its memory belongs to the CUDA graph, so nobody else may use it
         return schedule
-    key, entry = id(ptr), _Entry(schedule, chunk)
-    _schedules[key] = weakref.ref(ptr, lambda _: _schedules.pop(key, None)), entry
+    entry = _Entry(schedule, chunk)
+    _remember(ptr, entry)
     return entry.latest()
+
+
+def as_they_stand(view: View, numbers: Tensor) -> None:
+    """Let programs take the rows of a small graph in their own order: for who knows that none is longer than
+    :data:`SHORT`.
+
+    Args:
+        view: The view.
+        numbers: 0, 1, ... for each owner, or more of them.
+    """
+    if view.num_edges < _SMALL:
+        ptr = view.ptr.detach()  # slices of the array itself would keep it alive, and it the schedule
+        _remember(view.ptr, _Entry(Schedule(numbers[: view.num_owners], ptr[:-1], ptr[1:], 0, None), HUB))
+
+
+def _remember(ptr: Tensor, entry: _Entry) -> None:
+    key = id(ptr)
+    _schedules[key] = weakref.ref(ptr, lambda _: _schedules.pop(key, None)), entry

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from graphattn_kernels.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["Structure", "View"]
+__all__ = ["Structure", "View", "edges_as_sources"]
 
 
 class View(NamedTuple):
@@ -62,6 +63,18 @@ class Structure(NamedTuple):
     def num_edges(self) -> int:
         """Number of edges."""
         return self.by_target.num_edges
+
+
+def edges_as_sources(structure: Structure) -> Structure:
+    """The graph in which every edge is a token of its own, read by the edge's target alone; edges as before."""
+    view = structure.by_target
+    numbers = torch.arange(view.num_edges + 1, dtype=view.index.dtype, device=view.index.device)
+    numbers, ptr = numbers[:-1], numbers
+    target = view.owner
+    if view.edge_id is not None:
+        target = torch.empty_like(target).index_copy_(0, view.edge_id.long(), target)
+    edge = numbers if view.edge_id is None else view.edge_id
+    return Structure(View(view.ptr, edge, view.owner, view.edge_id), View(ptr, target, numbers, None))
 
 
 # The arguments that stand for a Structure in an operator's schema, in the order of `flat`.

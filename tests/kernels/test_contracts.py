@@ -82,7 +82,7 @@ def test_a_hundred_repeats_give_the_same_bits(score: str, dtype: torch.dtype, ba
 
 
 def _arguments(structure: Structure, tensors: dict[str, Tensor], options: dict[str, Any]) -> tuple[Any, ...]:
-    names = ("q", "k", "v", "edge_bias", "edge_gate", "att")
+    names = ("q", "k", "v", "edge_bias", "edge_gate", "edge_rows", "att")
     numbers = ("scale", "clamp", "negative_slope", "dropout_p", "need_product")
     given = [*(tensors.get(name) for name in names), options["dropout_seed"], *(options.get(name) for name in numbers)]
     return (*flat(structure), *given)

@@ -30,7 +30,7 @@ def _samples(
     for x in (q, k, v, bias, gate):
         x.requires_grad_()
     slopes = draw(e, H).requires_grad_(), draw(t, H).requires_grad_()
-    none = (None,) * 4
+    none = (None,) * 5
     samples = {
         "segment_sum": (OPS.segment_sum, (gate,)),
         "spread": (OPS.spread, (q,)),
@@ -41,7 +41,7 @@ def _samples(
         "segment_softmax": (OPS.segment_softmax, (bias,)),
         "segment_softmax_backward": (OPS.segment_softmax_backward, (bias, *slopes)),
         "csr_attention": (OPS.csr_attention, (q, k, v, *none, 0.5, None, None, 0.0, False)),
-        "csr_attention-all": (OPS.csr_attention, (q, k, v, bias, gate, None, seed, 0.5, 1.0, None, 0.2, True)),
+        "csr_attention-all": (OPS.csr_attention, (q, k, v, bias, gate, None, None, seed, 0.5, 1.0, None, 0.2, True)),
     }
     return {name: (op.default, (*flat(structure), *args, backend)) for name, (op, args) in samples.items()}
 

@@ -144,9 +144,13 @@ def test_like_the_reference(
 @pytest.mark.parametrize(("rows", "columns"), [(32, 64), (64, 32)])
 def test_blocks_larger_than_a_step(rows: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program may take a strip of a block's rows, a step a strip of a tile's columns."""
-    monkeypatch.setattr(launch, "configure", lambda *sizes: launch.Config(rows, columns, 4, 1))
+    asked = []
+    monkeypatch.setattr(launch, "configure", lambda *_: asked.append(1) or launch.Config(rows, columns, 4, 1))
+    launch._plan_of.cache_clear()
     blocks = make_blocks("", 64, 64, ordered=True, ragged=True)
     assert_like_reference(blocks, make_inputs(blocks, 16, 16), torch.float32)
+    assert asked
+    launch._plan_of.cache_clear()
 
 
 def test_more_parts_than_are_joined_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

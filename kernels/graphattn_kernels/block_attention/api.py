@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from graphattn_kernels import blocks as bl
 from graphattn_kernels._calls import check_rows, lacks, triton_or
 from graphattn_kernels._library import autocast
 from graphattn_kernels.block_attention import ops
@@ -75,7 +74,7 @@ def attend_checked(
 ) -> tuple[Tensor, Tensor]:
     """The Triton kernels for callers that have checked what :func:`block_attention` checks, and have a batch axis: on a
     small graph, looking twice takes longer than the kernel."""
-    return ops.block_attention(*bl.flat(blocks), q, k, v, scale, clamp)
+    return ops.block_attention(blocks, q, k, v, scale, clamp)
 
 
 def select(backend: str, q: Tensor, v: Tensor) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cache
 from types import ModuleType
 
+from graphattn_kernels._library import Packed
 from graphattn_kernels._recomputed import register_attention
-from graphattn_kernels.blocks import NUM_ARGS, SCHEMA, unflat
+from graphattn_kernels.blocks import NUM_ARGS, SCHEMA, flat, unflat
 
 __all__ = ["block_attention"]
 
@@ -18,4 +19,4 @@ def _kernels() -> ModuleType:
     return triton
 
 
-block_attention = register_attention("block_attention", SCHEMA, NUM_ARGS, unflat, _kernels)
+block_attention = register_attention("block_attention", SCHEMA, Packed(NUM_ARGS, flat, unflat), _kernels)

@@ -12,7 +12,8 @@ from graphattn_kernels.csr_attention import ops
 from graphattn_kernels.csr_attention.impl import reference
 from graphattn_kernels.csr_attention.inputs import Inputs
 from graphattn_kernels.errors import ArgumentError, ArgumentTypeError, BackendError
-from graphattn_kernels.structure import Structure
+from graphattn_kernels.segment_sum import spread
+from graphattn_kernels.structure import Structure, edges_as_sources
 
 __all__ = ["attend_checked", "check_channels", "csr_attention", "default_scale", "select"]
 
@@ -27,6 +28,7 @@ def csr_attention(
     *,
     edge_bias: Tensor | None = None,
     edge_gate: Tensor | None = None,
+    edge_rows: Tensor | None = None,
     att: Tensor | None = None,
     negative_slope: float | None = None,
     scale: float | None = None,
@@ -45,6 +47,8 @@ def csr_attention(
     with the dot score :math:`z_{eh} = \\sum_d q_{thd} k_{shd} g_{ehd}`, or the additive score
     :math:`z_{eh} = \\sum_d w_{hd} \\operatorname{LeakyReLU}(q_{thd} + k_{shd} + g_{ehd})` of GATv2 (Brody, Alon &
     Yahav, ICLR 2022, eq. 7), which with one channel and w = 1 is that of GAT (Velickovic et al., ICLR 2018, eq. 3).
+    With ``edge_rows`` r, the key of an edge is :math:`k_s + r_e` and its value :math:`v_s + r_e` (Shi et al., IJCAI
+    2021, eq. 3 and 4).
 
     Args:
         structure: The graph.
@@ -54,6 +58,8 @@ def csr_attention(
         edge_bias: ``[E, H]`` (or ``[E, 1]``) added to the score, in the caller's edge order.
         edge_gate: ``[E, H, D]`` multiplied with q * k in each channel (added to q + k in the additive score), in the
             caller's edge order.
+        edge_rows: ``[E, H, D]`` added to the keys and the values that edges carry, in the caller's edge order: dot
+            score only, where D_v is D, without gate and product. Backends but ``"triton"`` add them to copies.
         att: ``[H, D]``, the vector w of the additive score; default: ones.
         negative_slope: Slope of the LeakyReLU; makes the score additive.
         scale: Factor sigma; default ``D ** -0.5`` for the dot score, else 1.
@@ -76,19 +82,22 @@ def csr_attention(
         ArgumentTypeError: If dtypes do not fit.
         BackendError: If a backend that was named cannot run here.
     """
-    q, k, v, edge_bias, edge_gate, att = autocast(q, k, v, edge_bias, edge_gate, att)  # type: ignore[assignment]
-    _check(structure, q, k, v, edge_bias, edge_gate, att)
+    tensors = autocast(q, k, v, edge_bias, edge_gate, edge_rows, att)
+    q, k, v, edge_bias, edge_gate, edge_rows, att = tensors  # type: ignore[assignment]
+    _check(structure, q, k, v, edge_bias, edge_gate, edge_rows, att)
     if clamp is not None and not clamp > 0:
         raise ArgumentError(f"clamp must be positive, got {clamp}")
     if negative_slope is None and att is not None:
         raise ArgumentError("att belongs to the additive score, which negative_slope chooses; got att alone")
     if negative_slope is not None and need_product:
         raise ArgumentError("need_product needs the dot score, got negative_slope, which makes it additive")
+    if edge_rows is not None and not (negative_slope is None and edge_gate is None and not need_product):
+        raise ArgumentError("edge_rows need the dot score, without edge_gate and need_product")
     check_dropout(dropout_p, dropout_seed, q.device)
     if edge_bias is not None and edge_bias.shape[1] != q.shape[1]:
         edge_bias = edge_bias.expand(-1, q.shape[1])
     inputs = Inputs(
-        *(q, k, v, edge_bias, edge_gate, att, dropout_seed if dropout_p else None),
+        *(q, k, v, edge_bias, edge_gate, edge_rows, att, dropout_seed if dropout_p else None),
         *(default_scale(q, negative_slope) if scale is None else float(scale), clamp, negative_slope),
         *(float(dropout_p), need_product),
     )
@@ -105,9 +114,19 @@ def attend_checked(structure: Structure, inputs: Inputs, name: str) -> tuple[Ten
     """The operation for callers that have checked all that :func:`csr_attention` checks (channels by
     :func:`check_channels`), with a backend that :func:`select` gave: on a small graph, looking twice takes longer than
     the kernel."""
+    if inputs.edge_rows is not None and name != "triton":
+        structure, inputs = _with_a_source_for_each_edge(structure, inputs, name)
     if name == "reference":
         return reference.csr_attention(structure, inputs)
     return ops.csr_attention(*st.flat(structure), *inputs, name)
+
+
+def _with_a_source_for_each_edge(structure: Structure, inputs: Inputs, name: str) -> tuple[Structure, Inputs]:
+    """The same without edge rows: every edge has a key and a value of its own."""
+    rows = inputs.edge_rows
+    assert rows is not None
+    k, v = (spread(structure.T, x, backend=name) + rows for x in (inputs.k, inputs.v))
+    return edges_as_sources(structure), inputs._replace(k=k, v=v, edge_rows=None)
 
 
 def select(backend: str, q: Tensor, v: Tensor) -> str:
@@ -152,6 +171,7 @@ def _check(
     v: Tensor,
     edge_bias: Tensor | None,
     edge_gate: Tensor | None,
+    edge_rows: Tensor | None,
     att: Tensor | None,
 ) -> None:
     st.check_rows("q", q, structure.num_targets, "target", dim=3)
@@ -163,7 +183,13 @@ def _check(
         raise ArgumentError(f"q must have at least one channel, got {list(q.shape)}")
     if v.shape[1] != q.shape[1]:
         raise ArgumentError(f"v must have the heads of q, {q.shape[1]}, got {v.shape[1]}")
-    for name, tensor in {"k": k, "v": v, "edge_bias": edge_bias, "edge_gate": edge_gate}.items():
+    for name, tensor in {
+        "k": k,
+        "v": v,
+        "edge_bias": edge_bias,
+        "edge_gate": edge_gate,
+        "edge_rows": edge_rows,
+    }.items():
         if tensor is not None:
             _check_alike(name, tensor, q)
     if structure.by_target.index.device != q.device:
@@ -175,4 +201,11 @@ def _check(
             raise ArgumentError(f"edge_bias must be [E, {q.shape[1]}] or [E, 1], got {list(edge_bias.shape)}")
     if edge_gate is not None:
         st.check_rows("edge_gate", edge_gate, structure.num_edges, "edge", dim=3)
+    if edge_rows is not None:
+        st.check_rows("edge_rows", edge_rows, structure.num_edges, "edge", dim=3)
+        if edge_rows.shape[1:] != q.shape[1:] or v.shape[2] != q.shape[2]:
+            raise ArgumentError(
+                f"edge_rows must be [E, H, D] with D the channels of q and v, got {list(edge_rows.shape)} with "
+                f"q {list(q.shape)} and v {list(v.shape)}"
+            )
     check_channels(q, edge_gate, att)

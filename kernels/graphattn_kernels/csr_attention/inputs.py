@@ -25,6 +25,8 @@ class Inputs(NamedTuple):
     """``[E, H]``, possibly expanded over heads."""
     edge_gate: Tensor | None
     """``[E, H, D]``."""
+    edge_rows: Tensor | None
+    """``[E, H, D]``, dot score only; D is then D_v, and there is neither gate nor product."""
     att: Tensor | None
     """``[H, D]``, additive score only; ``None``: ones."""
     dropout_seed: Tensor | None
@@ -54,19 +56,19 @@ class Inputs(NamedTuple):
 
     def differentiable(self) -> tuple[Tensor | None, ...]:
         """The inputs that have a gradient, in the order of the gradients."""
-        return self.q, self.k, self.v, self.edge_bias, self.edge_gate, self.att
+        return self.q, self.k, self.v, self.edge_bias, self.edge_gate, self.edge_rows, self.att
 
     def new_product(self, num_edges: int) -> Tensor | None:
         """Uninitialised memory for the product ``[E, H, D]``, where it is wanted."""
         return self.q.new_empty((num_edges, *self.q.shape[1:])) if self.need_product else None
 
 
-NUM_GRADIENTS = 6
+NUM_GRADIENTS = 7
 
 # The arguments that stand for Inputs in an operator's schema, in order.
 SCHEMA = (
-    "Tensor q, Tensor k, Tensor v, Tensor? edge_bias, Tensor? edge_gate, Tensor? att, Tensor? dropout_seed, "
-    "float scale, float? clamp, float? negative_slope, float dropout_p, bool need_product"
+    "Tensor q, Tensor k, Tensor v, Tensor? edge_bias, Tensor? edge_gate, Tensor? edge_rows, Tensor? att, "
+    "Tensor? dropout_seed, float scale, float? clamp, float? negative_slope, float dropout_p, bool need_product"
 )
 
 

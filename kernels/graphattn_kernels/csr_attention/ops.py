@@ -18,7 +18,7 @@ from graphattn_kernels.structure import SCHEMA as STRUCTURE
 __all__ = ["csr_attention"]
 
 _NUM_INPUTS = len(Inputs._fields)
-_TENSORS = 7  # the inputs in front are tensors, the rest are options
+_TENSORS = 8  # the inputs in front are tensors, the rest are options
 _SAVED = "Tensor out, Tensor lse, Tensor grad_out, Tensor? grad_lse, Tensor? grad_product"
 
 
@@ -79,7 +79,9 @@ def _implementation(backend: str) -> ModuleType:
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    return _implementation(args[-1]).forward(unflat(args), _inputs(args))
+    inputs = _inputs(args)
+    assert inputs.edge_rows is None or args[-1] == "triton", "the API spares the others edge rows"
+    return _implementation(args[-1]).forward(unflat(args), inputs)
 
 
 def _backward_implementation(*args: Any) -> tuple[Tensor | None, ...]:
@@ -96,7 +98,7 @@ csr_attention = register(
 )
 _csr_attention_backward = register(
     f"csr_attention_backward({STRUCTURE}, {SCHEMA}, {_SAVED}, str backend)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward_implementation,
     _backward_fake,
 )

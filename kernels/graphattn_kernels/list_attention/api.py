@@ -13,7 +13,7 @@ from graphattn_kernels.list_attention import ops
 from graphattn_kernels.list_attention.impl import gather, reference
 from graphattn_kernels.lists import SourceLists
 
-__all__ = ["list_attention", "select"]
+__all__ = ["attend_checked", "list_attention", "select"]
 
 
 def list_attention(
@@ -64,16 +64,32 @@ def list_attention(
     if clamp is not None and not clamp > 0:
         raise ArgumentError(f"clamp must be positive, got {clamp}")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    name = select(backend, lists, q, v, clamp=clamp, need_lse=need_lse)
     if not batched:
         q, k, v = q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)
-    out, lse = _run(name, lists, q, k, v, scale, clamp)
-    if lists.own and name != "reference":
-        assert lse is not None
-        out, lse = _with_itself(out, lse, q, k, v, scale, clamp)
+    out, lse = attend_checked(lists, q, k, v, scale, clamp, need_lse, backend)
     if batched:
         return out, lse
     return out.squeeze(0), None if lse is None else lse.squeeze(0)
+
+
+def attend_checked(
+    lists: SourceLists,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    clamp: float | None,
+    need_lse: bool,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """The same for callers that have checked what :func:`list_attention` checks, and have a batch axis: where lists are
+    short, looking twice takes longer than the kernel."""
+    name = select(backend, lists, q, v, clamp=clamp, need_lse=need_lse)
+    out, lse = _run(name, lists, q, k, v, scale, clamp)
+    if lists.own and name != "reference":
+        assert lse is not None
+        return _with_itself(out, lse, q, k, v, scale, clamp)
+    return out, lse
 
 
 def select(
@@ -102,7 +118,7 @@ def _run(
     if name == "dense":
         return gather.dense(lists, q, k, v, scale), None
     if name == "triton":
-        return ops.list_attention(*lists, q, k, v, scale, clamp)
+        return ops.list_attention(lists, q, k, v, scale, clamp)
     return (reference if name == "reference" else gather).list_attention(lists, q, k, v, scale, clamp)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from types import ModuleType
 
+from graphattn_kernels._library import Packed
 from graphattn_kernels._recomputed import register_attention
 from graphattn_kernels.lists import NUM_ARGS, SCHEMA, unflat
 
@@ -18,4 +19,4 @@ def _kernels() -> ModuleType:
     return triton
 
 
-list_attention = register_attention("list_attention", SCHEMA, NUM_ARGS, unflat, _kernels)
+list_attention = register_attention("list_attention", SCHEMA, Packed(NUM_ARGS, tuple, unflat), _kernels)

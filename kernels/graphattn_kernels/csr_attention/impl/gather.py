@@ -46,13 +46,13 @@ def backward(
     grad_lse: Tensor | None,
     grad_product: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of q, k, v, edge_bias, edge_gate and att (``None`` for an absent one).
+    """Gradients of q, k, v, edge_bias, edge_gate, edge_rows and att (``None`` for an absent one).
 
     With p the weights, m the dropout factors and y the output: dv_s = sum p m dy_t; ds = p (m v_s . dy_t - delta_t),
     delta = y . dy - dlse; and the product rule from ds to q, k, the gate and att.
     """
-    q, k, v, edge_bias, edge_gate, att = inputs.differentiable()
-    assert q is not None and k is not None and v is not None
+    q, k, v, edge_bias, edge_gate, edge_rows, att = inputs.differentiable()
+    assert q is not None and k is not None and v is not None and edge_rows is None
     view, dtype = structure.by_target, inputs.dtype
     slopes = grad_out.to(dtype).contiguous()
     delta = (out.to(dtype) * slopes).sum(-1)
@@ -97,7 +97,7 @@ def backward(
         terms = _Terms(inputs, chunk, edges, k[owners].index_select(0, chunk.owner), q, scored=False)
         grad_k[owners] = terms.sum_for_query(grad_terms)
         grad_v[owners] = _segment.weighted_sum(weights, slopes, chunk)
-    return grad_q, grad_k, grad_v, grad_bias, grad_gate, None if att is None else grad_att.to(att.dtype)
+    return grad_q, grad_k, grad_v, grad_bias, grad_gate, None, None if att is None else grad_att.to(att.dtype)
 
 
 class _Terms:

@@ -18,7 +18,8 @@ __all__ = ["csr_attention"]
 
 def csr_attention(structure: Structure, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor | None]:
     """See the API; memory is targets times edges."""
-    q, k, v, edge_bias, edge_gate, att, seed, scale, clamp, negative_slope, dropout_p, need_product = inputs
+    q, k, v, edge_bias, edge_gate, edge_rows, att, seed, scale, clamp, negative_slope, dropout_p, need_product = inputs
+    assert edge_rows is None
     dtype = inputs.dtype
     q_edge, k_edge = spread(structure, q).to(dtype), spread(structure.T, k).to(dtype)
     if negative_slope is None:

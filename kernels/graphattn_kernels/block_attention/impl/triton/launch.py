@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from graphattn_kernels._schedule import Schedule
-from graphattn_kernels._triton import aligned, dense_rows, guard, launch, padded, strides_of
+from graphattn_kernels._triton import aligned, dense_rows, guard, launch, number_of, padded, strides_of
 from graphattn_kernels.block_attention.impl.triton.backward import column_kernel, row_kernel, sum_kernel
 from graphattn_kernels.block_attention.impl.triton.forward import attend_kernel, merge_kernel
 from graphattn_kernels.block_attention.impl.triton.plan import plan_of
-from graphattn_kernels.blocks import Blocks
+from graphattn_kernels.blocks import Blocks, BlockView
 
 __all__ = ["Config", "backward", "configure", "forward"]
 
@@ -71,120 +71,165 @@ def configure(kernel: Any, block: int, other: int, width: int, dtype: torch.dtyp
     return config._replace(rows=min(block, config.rows), columns=min(other, config.columns))
 
 
-class _Kind(NamedTuple):
-    """What the kernels are compiled for, save the graph's own part."""
+class _Pass(NamedTuple):
+    """A kernel over the runs of one side."""
 
-    dtype: torch.dtype
-    device: int
-    width: int
-    v_width: int
-    leading: str
-    clamped: bool
-    tf32: bool
-    align: int
-    """A power of 2 that divides every stride, up to what 16 bytes hold."""
-    wide: tuple[bool, ...]
-    """Which strides need 64 bits."""
+    kernel: Any
+    programs: int
+    """For each run."""
+    constants: dict[str, Any]
+    """The constexpr arguments."""
+
+
+class _Plan(NamedTuple):
+    """All that shapes decide, worked out once for each: where tensors are small, the host is what takes long."""
+
+    kind: int
+    """Stands for what the kernels are compiled for, but for the arguments of a call that may be ``None``."""
+    dense: bool
+    """Whether channels are, in every tensor."""
+    shared: int
+    """Batch entries and heads to a graph."""
+    sizes: tuple[int, ...]
+    """Arguments of every pass."""
+    out: tuple[int, ...]
+    lse: tuple[int, ...]
+    stats: tuple[int, ...]
+    """Shapes of what the forward pass returns, and of what the row pass leaves to the column pass."""
+    attend: _Pass
+    row: _Pass
+    column: _Pass
+    merged: dict[str, int]
+    summed: dict[str, int]
+    """The widths that those who join parts are compiled for."""
 
 
 @lru_cache(1024)
-def _layout(
-    dtype: torch.dtype, device: int, leading: str, clamped: bool, tf32: bool, *layouts: tuple[Any, ...]
-) -> tuple[tuple[int, ...], _Kind]:
-    """The strides of q, k and v, of these shapes and strides, and the kind of their kernels."""
-    (q_shape, _), _, (v_shape, _) = layouts
+def _plan_of(dtype: torch.dtype, device: int, layouts: Any, graph: tuple[Any, ...], clamped: bool, tf32: bool) -> _Plan:
+    (q_shape, _), (k_shape, _), (v_shape, _) = layouts
+    target_places, source_places, num_targets, num_sources, block_targets, block_sources, leading = graph
+    batch, _, heads, d = q_shape
+    dv = v_shape[3]
+    copies = (batch if "b" in leading else 1) * (heads if "h" in leading else 1)
+    shared = batch * heads // max(1, copies)
     strides, align = strides_of(dtype, *layouts)
+    widths = {"D": d, "DV": dv, "DP": padded(d), "DVP": padded(dv)}
+
+    def over(kernel: Any, block: int, other: int, even: bool) -> _Pass:
+        config = configure(kernel, block, other, max(padded(d), padded(dv)), dtype)
+        constants = {
+            **widths,
+            "BM": block,
+            "BN": other,
+            "M": config.rows,
+            "N": config.columns,
+            "LEADING": leading,
+            "CLAMPED": clamped,
+            "EVEN": even,  # whether every place of every tile holds somebody
+            "ALIGN": align,
+            "PRECISION": "tf32" if tf32 else "ieee",
+            "num_warps": config.warps,
+            "num_stages": config.stages,
+        } | ({} if config.registers is None else {"maxnreg": config.registers})
+        return _Pass(kernel, shared * (block // config.rows), constants)
+
+    even = source_places is None and num_sources % block_sources == 0
+    attend, row = (over(kernel, block_targets, block_sources, even) for kernel in (attend_kernel, row_kernel))
+    even = target_places is None and num_targets % block_targets == 0
+    column = over(column_kernel, block_sources, block_targets, even)
+    orders = target_places is None, source_places is None
     wide = tuple([n >= 2**31 for n in strides])
-    return strides, _Kind(dtype, device, q_shape[3], v_shape[3], leading, clamped, tf32, align, wide)
-
-
-@lru_cache(1024)
-def _constants(kind: _Kind, config: Config, block: int, other: int, even: bool) -> dict[str, Any]:
-    """The constexpr arguments of a kernel."""
-    return {
-        "D": kind.width,
-        "DV": kind.v_width,
-        "DP": padded(kind.width),
-        "DVP": padded(kind.v_width),
-        "BM": block,
-        "BN": other,
-        "M": config.rows,
-        "N": config.columns,
-        "LEADING": kind.leading,
-        "CLAMPED": kind.clamped,
-        "EVEN": even,
-        "ALIGN": kind.align,
-        "PRECISION": "tf32" if kind.tf32 else "ieee",
-        "num_warps": config.warps,
-        "num_stages": config.stages,
-    } | ({} if config.registers is None else {"maxnreg": config.registers})
+    kind = dtype, device, wide, orders, *[tuple(x.constants.items()) for x in (attend, row, column)]
+    places = num_targets if target_places is None else target_places
+    others = num_sources if source_places is None else source_places
+    rows, columns = -(-places // block_targets), -(-others // block_sources)
+    return _Plan(
+        number_of(kind),
+        all(steps[3] == 1 or shape[3] == 1 for shape, steps in layouts),
+        shared,
+        (rows, columns, heads, num_targets, num_sources, places, others, *strides),
+        (*q_shape[:3], dv),
+        tuple(q_shape[:3]),
+        (batch * heads, rows * block_targets, 4),
+        *(attend, row, column),
+        {"DV": dv, "DVP": padded(dv)},
+        {"DX": d, "DXP": padded(d), "DY": dv, "DYP": padded(dv)},
+    )
 
 
 class _Call:
-    """The arguments that the kernels take, prepared once."""
+    """What the launches of a call have in common."""
 
     def __init__(self, blocks: Blocks, q: Tensor, k: Tensor, v: Tensor, scale: float, clamp: float | None) -> None:
         if clamp is None and scale <= 0.0:  # the kernels' short way needs a positive scale
             clamp = float("inf")
-        self.blocks = blocks
-        self.inputs = q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
-        batch, targets, self.heads, self.width = q.shape
-        self.v_width = v.shape[3]
-        self.shared = batch * self.heads // max(1, blocks.copies(batch, self.heads))
-        layouts = (q.shape, q.stride()), (k.shape, k.stride()), (v.shape, v.stride())
-        tf32 = torch.backends.cuda.matmul.allow_tf32
-        strides, self.kind = _layout(q.dtype, q.get_device(), blocks.leading, clamp is not None, tf32, *layouts)
-        self.sizes = (
-            blocks.target_blocks,
-            blocks.source_blocks,
-            self.heads,
-            targets,
-            k.shape[1],
-            blocks.target_places,
-            blocks.source_places,
-            *strides,
-            scale,
-            clamp or 0.0,
-        )
+        target, source, *sizes = blocks[2:]
+        places = None if target is None else target.shape[0], None if source is None else source.shape[0]
+        tf32 = q.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+        rest = (*places, *sizes), clamp is not None, tf32
+        plan = _plan(q, k, v, *rest)
+        if not plan.dense or (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
+            q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
+            plan = _plan(q, k, v, *rest)
+        self.inputs = q, k, v
+        self.plan = plan
+        self.orders = None if target is None else aligned(target), None if source is None else aligned(source)
+        self.options = scale, clamp or 0.0
 
-    def parts(self, plan: Schedule, *shape: int) -> Tensor | None:
+    def parts(self, schedule: Schedule, *shapes: tuple[int, ...]) -> tuple[Tensor | None, ...]:
         """Room for what the parts of long rows give."""
-        if plan.hubs is None:
-            return None
-        return self.inputs[0].new_empty((plan.num_parts, self.shared, *shape), dtype=torch.float32)
+        if schedule.hubs is None:
+            return (None,) * len(shapes)
+        count = schedule.num_parts, self.plan.shared
+        return tuple([self.inputs[0].new_empty((*count, *shape), dtype=torch.float32) for shape in shapes])
 
-    def run(self, kernel: Any, owner: Blocks, plan: Schedule, arrays: tuple[Any, ...], parts: tuple[Any, ...]) -> None:
-        """Launch over the runs of ``plan``; ``owner`` has the side that rows belong to as its targets."""
-        block, other, view = owner.block_targets, owner.block_sources, owner.by_target
-        even = owner.source is None and owner.num_sources % other == 0  # every place of every tile holds somebody
-        width = max(padded(self.width), padded(self.v_width))
-        config = configure(kernel, block, other, width, self.kind.dtype)
-        runs = plan.row.shape[0]
-        orders = [None if x is None else aligned(x) for x in (self.blocks.target, self.blocks.source)]
+    def run(
+        self,
+        which: _Pass,
+        view: BlockView,
+        schedule: Schedule,
+        arrays: tuple[Any, ...],
+        parts: tuple[Any, ...],
+        has_all: bool = True,
+    ) -> None:
+        """Launch over the runs of a view; ``has_all``: no array is ``None``."""
+        plan = self.plan
+        row, begin, end, num_parts, hubs = schedule
+        _, index, slot, mask = view
+        if (index.data_ptr() | slot.data_ptr() | mask.data_ptr()) % 16:
+            index, slot, mask = aligned(index), aligned(slot), aligned(mask)
+        runs = row.shape[0]
         launch(
-            kernel,
-            (runs * self.shared * (block // config.rows), 1, 1),
-            (*self.inputs, *arrays, *map(aligned, view[1:]), *orders, *plan[:3], *parts)
-            + (runs, plan.num_parts, self.shared, *self.sizes),
-            _constants(self.kind, config, block, other, even),
-            (self.kind, config, block, other, even, tuple([x is None for x in (*arrays, *orders, *parts)])),
+            which.kernel,
+            (runs * which.programs, 1, 1),
+            (*self.inputs, *arrays, index, slot, mask, *self.orders, row, begin, end, *parts)
+            + (runs, num_parts, plan.shared, *plan.sizes, *self.options),
+            which.constants,
+            (plan.kind, hubs is None, has_all),
         )
 
     def join(
-        self, kernel: Any, owner: Blocks, plan: Schedule, arrays: tuple[Any, ...], constants: dict[str, Any]
+        self, kernel: Any, owner: Blocks, schedule: Schedule, arrays: tuple[Any, ...], widths: dict[str, int]
     ) -> None:
         """Launch over the rows that were cut, a few places of a block to a program."""
-        if plan.hubs is None:
+        hubs, block, shared = schedule.hubs, owner.block_targets, self.plan.shared
+        if hubs is None:
             return
-        hubs, block = plan.hubs.row.shape[0], owner.block_targets
-        sizes = hubs, self.shared, owner.target_blocks, self.heads, owner.num_targets, owner.target_places
+        order = None if owner.target is None else aligned(owner.target)
+        count, heads = hubs.row.shape[0], self.plan.sizes[2]
+        sizes = count, shared, owner.target_blocks, heads, owner.num_targets, owner.target_places
         launch(
             kernel,
-            (hubs * self.shared * (block // _MERGE_ROWS), 1, 1),
-            (*arrays, owner.target, *plan.hubs, *sizes),
-            {**constants, "BM": block, "M": _MERGE_ROWS, "B": _MERGE_PARTS, "LEADING": owner.leading},
-            (self.kind, block, owner.target is None, len(arrays), arrays[-1] is None),
+            (count * shared * (block // _MERGE_ROWS), 1, 1),
+            (*arrays, order, *hubs, *sizes),
+            {**widths, "BM": block, "M": _MERGE_ROWS, "B": _MERGE_PARTS, "LEADING": owner.leading},
+            (self.plan.kind, block, order is None, len(arrays), arrays[-1] is None),
         )
+
+
+def _plan(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> _Plan:
+    layouts = (q.shape, q.stride()), (k.shape, k.stride()), (v.shape, v.stride())
+    return _plan_of(q.dtype, q.get_device(), layouts, *rest)
 
 
 def forward(
@@ -193,13 +238,12 @@ def forward(
     """See the API. Returns output and log-sum-exp."""
     with guard(q):
         call = _Call(blocks, q, k, v, scale, clamp)
-        plan = plan_of(blocks.by_target, _CHUNK)
-        out = v.new_empty((*q.shape[:3], call.v_width))
-        lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-        parts = call.parts(plan, 2, blocks.block_targets), call.parts(plan, blocks.block_targets, call.v_width)
-        call.run(attend_kernel, blocks, plan, (out, lse), parts)
-        widths = {"DV": call.v_width, "DVP": padded(call.v_width)}
-        call.join(merge_kernel, blocks, plan, (out, lse, *parts), widths)
+        plan, block = call.plan, blocks.block_targets
+        schedule = plan_of(blocks.by_target, _CHUNK)
+        out, lse = v.new_empty(plan.out), q.new_empty(plan.lse, dtype=torch.float32)
+        parts = call.parts(schedule, (2, block), (block, v.shape[3]))
+        call.run(plan.attend, blocks.by_target, schedule, (out, lse), parts)
+        call.join(merge_kernel, blocks, schedule, (out, lse, *parts), plan.merged)
     return out, lse
 
 
@@ -220,19 +264,19 @@ def backward(
         grad_out = aligned(grad_out.contiguous())
         grad_lse = None if grad_lse is None else aligned(grad_lse.contiguous())
         call = _Call(blocks, q, k, v, scale, clamp)
-        grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-        block, other = blocks.block_targets, blocks.block_sources
-        stats = lse.new_empty((q.shape[0] * q.shape[2], blocks.target_blocks * block, 4))
-        widths = {"DX": call.width, "DXP": padded(call.width), "DY": call.v_width, "DYP": padded(call.v_width)}
+        plan, block, other = call.plan, blocks.block_targets, blocks.block_sources
+        grad_q, grad_k, grad_v = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
+        stats = lse.new_empty(plan.stats)
 
-        plan = plan_of(blocks.by_target, _CHUNK)
-        part_q = call.parts(plan, block, call.width)
-        call.run(row_kernel, blocks, plan, (out, lse, grad_out, grad_lse, stats, grad_q), (part_q,))
-        call.join(sum_kernel, blocks, plan, (grad_q, part_q, None, None), widths)
-        del part_q  # its room serves the next pass
+        schedule = plan_of(blocks.by_target, _CHUNK)
+        parts = call.parts(schedule, (block, q.shape[3]))
+        arrays: tuple[Any, ...] = out, lse, grad_out, grad_lse, stats, grad_q
+        call.run(plan.row, blocks.by_target, schedule, arrays, parts, grad_lse is not None)
+        call.join(sum_kernel, blocks, schedule, (grad_q, *parts, None, None), plan.summed)
+        del parts  # its room serves the next pass
 
-        plan = plan_of(blocks.by_source, _CHUNK)
-        parts = call.parts(plan, other, call.width), call.parts(plan, other, call.v_width)
-        call.run(column_kernel, blocks.T, plan, (grad_out, stats, grad_k, grad_v), parts)
-        call.join(sum_kernel, blocks.T, plan, (grad_k, parts[0], grad_v, parts[1]), widths)
+        schedule = plan_of(blocks.by_source, _CHUNK)
+        parts = call.parts(schedule, (other, q.shape[3]), (other, v.shape[3]))
+        call.run(plan.column, blocks.by_source, schedule, (grad_out, stats, grad_k, grad_v), parts)
+        call.join(sum_kernel, blocks.T, schedule, (grad_k, parts[0], grad_v, parts[1]), plan.summed)
     return grad_q, grad_k, grad_v

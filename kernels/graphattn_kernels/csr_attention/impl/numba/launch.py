@@ -107,7 +107,7 @@ def backward(
     grad_lse: Tensor | None,
     grad_product: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """Gradients of q, k, v, edge_bias, edge_gate and att (empty for an absent one).
+    """Gradients of q, k, v, edge_bias, edge_gate, edge_rows and att (empty for an absent one).
 
     The weights are computed again from the log-sum-exp by the pass over sources, which reads q and the gradient of the
     output for each edge. It carries the gradient of the score, one number for each edge and head, to the pass over
@@ -136,6 +136,7 @@ def backward(
     absent = q.new_empty(0)
     gradients.append(absent if bias is None else carried.view(-1, heads).to(q.dtype))
     gradients.append(absent if gate is None else grad_gate.to(q.dtype))
+    gradients.append(q.new_empty(0))  # nor has the call edge_rows: see the API
     gradients.append(absent if att is None else torch.from_numpy(grad_att.numpy().sum(0, np.float64)).to(q.dtype))
     return tuple(gradients)
 

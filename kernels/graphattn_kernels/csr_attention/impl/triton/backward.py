@@ -40,8 +40,8 @@ def _steepness(total, att, slant):
 
 @triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=SCALARS)
 def row_kernel(
-    Q, K, V, BIAS, GATE, ATT, SEED, OUT, LSE, GRAD_OUT, GRAD_LSE, GRAD_PRODUCT, STATS,
-    GRAD_Q, GRAD_BIAS, GRAD_GATE, PART_ATT, INDEX, EDGE, ROW, BEGIN, END, PART_Q,
+    Q, K, V, BIAS, GATE, EDGE_ROWS, ATT, SEED, OUT, LSE, GRAD_OUT, GRAD_LSE, GRAD_PRODUCT, STATS,
+    GRAD_Q, GRAD_BIAS, GRAD_GATE, GRAD_EDGE_ROWS, PART_ATT, INDEX, EDGE, ROW, BEGIN, END, PART_Q,
     num_runs, num_parts, q_n, k_n, v_n, bias_e, bias_h, scale, scale_low, clamp, clamp_low,
     negative_slope, negative_slope_low, inverse_keep, inverse_keep_low, threshold,
     H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, HB: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
@@ -93,6 +93,10 @@ def row_kernel(
         k = gather_rows(K, source, k_n, offset, exists, there, ACC)
         v = gather_rows(V, source, v_n, v_offset, v_exists, there, ACC)
         edge = load_edges(EDGE, at, there)
+        if EDGE_ROWS is not None:
+            own = gather_rows(EDGE_ROWS, edge, H * D, offset, exists, there, ACC)
+            k += own
+            v += own
         gate = None
         if GATE is not None:
             gate = gather_rows(GATE, edge, H * D, offset, exists, there, ACC)
@@ -103,8 +107,11 @@ def row_kernel(
             clamped = bounded(score, bound)
         weight = tl.where(there[:, None, :], tl.exp(clamped - lse[:, :, None]), 0.0)
         slope = tl.sum(grad_out[:, :, None, :] * v, 3)
+        kept = weight
         if SEED is not None:
-            slope *= dropout_factor(SEED, edge, head, threshold, inverse)
+            drop = dropout_factor(SEED, edge, head, threshold, inverse)
+            slope *= drop
+            kept *= drop
         slope = weight * (slope - delta[:, :, None])
         if CLAMPED:
             slope = tl.where(tl.abs(score) <= bound, slope, 0.0)
@@ -128,6 +135,9 @@ def row_kernel(
             if GATE is not None:
                 store_edges(GRAD_GATE, edge, H * D, offset, exists, grad_terms * q[:, :, None, :] * k, there)
                 k *= gate
+            if EDGE_ROWS is not None:
+                grad_own = grad_terms * q[:, :, None, :] + kept[:, :, :, None] * grad_out[:, :, None, :]
+                store_edges(GRAD_EDGE_ROWS, edge, H * D, offset, exists, grad_own, there)
             grad_q += tl.sum(grad_terms * k, 2)
 
     if not ADDITIVE:
@@ -142,7 +152,7 @@ def row_kernel(
 
 @triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=SCALARS)
 def column_kernel(
-    Q, K, V, BIAS, GATE, ATT, SEED, GRAD_OUT, GRAD_PRODUCT, STATS, GRAD_K, GRAD_V,
+    Q, K, V, BIAS, GATE, EDGE_ROWS, ATT, SEED, GRAD_OUT, GRAD_PRODUCT, STATS, GRAD_K, GRAD_V,
     INDEX, EDGE, ROW, BEGIN, END, PART_K, PART_V,
     num_runs, num_parts, q_n, k_n, v_n, bias_e, bias_h, scale, scale_low, clamp, clamp_low,
     negative_slope, negative_slope_low, inverse_keep, inverse_keep_low, threshold,
@@ -189,12 +199,16 @@ def column_kernel(
         if GATE is not None:
             gate = gather_rows(GATE, edge, H * D, offset, exists, there, ACC)
         terms, total = terms_of(k, q, gate, att, slant, ADDITIVE)
+        slope = tl.sum(v[:, :, None, :] * grad_out, 3)
+        if EDGE_ROWS is not None:
+            own = gather_rows(EDGE_ROWS, edge, H * D, offset, exists, there, ACC)
+            terms += own * factor * q
+            slope += tl.sum(own * grad_out, 3)
         score = sum_scores(terms, BIAS, bias_e, bias_h, edge, there, head, H)
         clamped = score
         if CLAMPED:
             clamped = bounded(score, bound)
         weight = tl.where(there[:, None, :], tl.exp(clamped - lse), 0.0)
-        slope = tl.sum(v[:, :, None, :] * grad_out, 3)
         kept = weight
         if SEED is not None:
             drop = dropout_factor(SEED, edge, head, threshold, inverse)

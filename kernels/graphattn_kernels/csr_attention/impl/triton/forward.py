@@ -31,7 +31,8 @@ __all__ = ["attend_kernel", "merge_kernel"]
 
 @triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=SCALARS)
 def attend_kernel(
-    Q, K, V, BIAS, GATE, ATT, SEED, OUT, LSE, PRODUCT, INDEX, EDGE, ROW, BEGIN, END, PART_MAX, PART_SUM, PART_OUT,
+    Q, K, V, BIAS, GATE, EDGE_ROWS, ATT, SEED, OUT, LSE, PRODUCT,
+    INDEX, EDGE, ROW, BEGIN, END, PART_MAX, PART_SUM, PART_OUT,
     num_runs, num_parts, q_n, k_n, v_n, bias_e, bias_h, scale, scale_low, clamp, clamp_low,
     negative_slope, negative_slope_low, inverse_keep, inverse_keep_low, threshold,
     H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, HB: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
@@ -70,6 +71,10 @@ def attend_kernel(
         k = gather_rows(K, source, k_n, offset, exists, there, ACC)
         v = gather_rows(V, source, v_n, v_offset, v_exists, there, ACC)
         edge = load_edges(EDGE, at, there)
+        if EDGE_ROWS is not None:
+            own = gather_rows(EDGE_ROWS, edge, H * D, offset, exists, there, ACC)
+            k += own
+            v += own
         gate = None
         if GATE is not None:
             gate = gather_rows(GATE, edge, H * D, offset, exists, there, ACC)

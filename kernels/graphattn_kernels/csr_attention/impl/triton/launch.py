@@ -107,9 +107,10 @@ class _Call:
 
     def __init__(self, inputs: Inputs, *more: Tensor | None) -> None:
         q, k, v = _rows(inputs.q), _rows(inputs.k), _rows(inputs.v)
-        bias, gate, att, seed = inputs.edge_bias, _dense(inputs.edge_gate), _dense(inputs.att), inputs.dropout_seed
+        bias, gate, own = inputs.edge_bias, _dense(inputs.edge_gate), _dense(inputs.edge_rows)
+        att, seed = _dense(inputs.att), inputs.dropout_seed
         self.q, self.dtype = q, inputs.dtype
-        self.tensors = (q, k, v, bias, gate, att, seed)
+        self.tensors = (q, k, v, bias, gate, own, att, seed)
         strides = q.stride(0), k.stride(0), v.stride(0)
         scalars = _scalars(inputs.scale, inputs.clamp or 0.0, inputs.negative_slope or 0.0, inputs.dropout_p)
         self.numbers = (*strides, *((0, 0) if bias is None else bias.stride()), *scalars)
@@ -119,11 +120,11 @@ class _Call:
             self.shape,
             q.get_device(),
             tuple([(n == 1, n % 16 == 0) for n in strides]),
-            tuple([x is None for x in (bias, gate, att, seed, *more)]),
+            tuple([x is None for x in (bias, gate, own, att, seed, *more)]),
             inputs.need_product,
         )
         # Edge tensors and dropout are indexed by the caller's edge numbers.
-        self.needs_edges = inputs.need_product or not (bias is None and gate is None and seed is None)
+        self.needs_edges = inputs.need_product or not (bias is gate is own is seed is None)
 
     def run(self, step: _Pass, view: View, schedule: Schedule, arrays: tuple[Any, ...], parts: tuple[Any, ...]) -> None:
         """Launch over the runs of ``schedule``; ``arrays`` follow the inputs, ``parts`` the schedule."""
@@ -182,7 +183,7 @@ def backward(
     grad_lse: Tensor | None,
     grad_product: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of q, k, v, edge_bias, edge_gate and att (``None`` for an absent one)."""
+    """Gradients of q, k, v, edge_bias, edge_gate, edge_rows and att (``None`` for an absent one)."""
     q, att = inputs.q, inputs.att
     heads, width, v_width = q.shape[1], q.shape[2], inputs.v.shape[2]
     with guard(q):
@@ -191,7 +192,7 @@ def backward(
         call = _Call(inputs, grad_lse, grad_product)
         call.needs_edges |= grad_product is not None
         grads = [contiguous_like(x) for x in inputs.differentiable()]
-        grad_q, grad_k, grad_v, grad_bias, grad_gate, _ = grads
+        grad_q, grad_k, grad_v, grad_bias, grad_gate, grad_own, _ = grads
         assert grad_q is not None and grad_k is not None and grad_v is not None
         stats = lse.new_empty((*lse.shape, 2))
 
@@ -200,10 +201,10 @@ def backward(
         parts = call.parts(schedule, (heads, width))
         part_att = None if att is None else q.new_empty((call.tiles(_ROW, schedule), heads, width), dtype=call.dtype)
         saved = (out, lse, grad_out, grad_lse, grad_product, stats)
-        call.run(_ROW, view, schedule, (*saved, grad_q, grad_bias, grad_gate, part_att), parts)
+        call.run(_ROW, view, schedule, (*saved, grad_q, grad_bias, grad_gate, grad_own, part_att), parts)
         _sum_hubs(call, schedule, (grad_q, parts[0]))
         if part_att is not None:
-            grads[5] = part_att.sum(0).to(q.dtype)
+            grads[6] = part_att.sum(0).to(q.dtype)
         del parts, part_att  # their room serves the next pass
 
         view = structure.by_source

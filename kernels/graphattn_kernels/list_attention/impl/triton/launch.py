@@ -8,8 +8,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from graphattn_kernels._triton import aligned, dense_rows, guard, launch, next_power_of_2, padded, strides_of
+from graphattn_kernels._triton import (
+    aligned,
+    dense_rows,
+    guard,
+    launch,
+    next_power_of_2,
+    number_of,
+    padded,
+    strides_of,
+)
 from graphattn_kernels.list_attention.impl.triton.backward import column_kernel, row_kernel, sum_kernel
+from graphattn_kernels.list_attention.impl.triton.ends import strip_ends
 from graphattn_kernels.list_attention.impl.triton.forward import attend_kernel
 from graphattn_kernels.list_attention.impl.triton.transpose import transpose
 from graphattn_kernels.lists import SourceLists
@@ -60,97 +70,147 @@ def configure(kernel: Any, block: int, width: int, dtype: torch.dtype) -> Config
     return config._replace(rows=rows, warps=max(4, config.warps * rows // config.rows))
 
 
-class _Call:
-    """The arguments that the kernels take, prepared once."""
+class _Pass(NamedTuple):
+    """A kernel, and what of its launch is known before its tensors."""
 
-    def __init__(self, lists: SourceLists, q: Tensor, k: Tensor, v: Tensor, scale: float, clamp: float | None) -> None:
-        if clamp is None and scale <= 0.0:  # the kernels' short way needs a positive scale
-            clamp = float("inf")
-        self.index = aligned(lists.index.contiguous())
-        self.length, self.target = (
-            None if x is None else aligned(x.contiguous()) for x in (lists.length, lists.target)
-        )
-        self.lists = lists._replace(index=self.index, length=self.length, target=self.target)
-        self.inputs = q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
-        self.batch, self.targets, self.heads, self.width = q.shape
-        self.v_width = v.shape[3]
-        strides, self.align = strides_of(q.dtype, *((x.shape, x.stride()) for x in self.inputs))
-        stride = self.target.shape[1] if self.target is not None and self.target.shape[0] > 1 else 0
-        self.sizes = lists.room, lists.num_targets, lists.num_sources, stride, self.heads
-        self.rest = (*strides, scale, clamp or 0.0)
-        self.clamped = clamp is not None
-        self.reads = ("before" if lists.own else "until") if lists.causal else "others" if lists.own else None
+    kernel: Any
+    programs: int
+    ints: tuple[int, ...]
+    """Its first whole numbers."""
+    constants: dict[str, Any]
+    """The constexpr arguments."""
+    rows: int = 0
+    strips: int = 0
+    """Targets of a program, and programs for each block, where programs have targets."""
 
-    def config(self, kernel: Any) -> Config:
-        """Sizes for this call."""
-        width = max(padded(self.width), padded(self.v_width))
-        return configure(kernel, self.lists.block, width, self.inputs[0].dtype)
 
-    def widths(self) -> dict[str, Any]:
-        """Constexpr widths."""
+class _Plan(NamedTuple):
+    """All that shapes decide, worked out once for each: where tensors are small, the host is what takes long."""
+
+    kind: int
+    """Stands for what the kernels are compiled for, but for the arguments of a call that may be ``None``."""
+    dense: bool
+    """Whether channels are, in every tensor."""
+    sizes: tuple[int, ...]
+    """Arguments of the passes over lists."""
+    out: tuple[int, ...]
+    lse: tuple[int, ...]
+    part_k: tuple[int, ...]
+    part_v: tuple[int, ...]
+    """Shapes of what the forward pass returns, and of the gradients of gathered rows."""
+    attend: _Pass
+    row: _Pass
+    column: _Pass | None
+    """``None``: the row pass gives the gradients of gathered rows."""
+    sum: _Pass
+
+
+@lru_cache(1024)
+def _plan_of(
+    dtype: torch.dtype, device: int, layouts: Any, arrays: Any, graph: tuple[Any, ...], clamped: bool, tf32: bool
+) -> _Plan:
+    (q_shape, _), (k_shape, _), (v_shape, _) = layouts
+    (_, blocks, room), target, types = arrays
+    num_targets, num_sources, block, leading, causal, own, disjoint = graph
+    (batch, _, heads, d), dv = q_shape, v_shape[3]
+    strides, align = strides_of(dtype, *layouts)
+    width = max(padded(d), padded(dv))
+    widths = {"D": d, "DV": dv, "DP": padded(d), "DVP": padded(dv)}
+    stride = target[1] if target is not None and target[0] > 1 else 0
+
+    def constants(config: Config) -> dict[str, Any]:
         return {
-            "D": self.width,
-            "DV": self.v_width,
-            "DP": padded(self.width),
-            "DVP": padded(self.v_width),
-        }
-
-    def constants(self, config: Config) -> dict[str, Any]:
-        """The constexpr arguments of a kernel."""
-        return {
-            **self.widths(),
+            **widths,
             "M": config.rows,
             "N": config.columns,
-            "LEADING": self.lists.leading,
-            "READS": self.reads,
-            "CLAMPED": self.clamped,
-            "ALIGN": self.align,
-            "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+            "LEADING": leading,
+            "READS": ("before" if own else "until") if causal else "others" if own else None,
+            "CLAMPED": clamped,
+            "ALIGN": align,
+            "PRECISION": "tf32" if tf32 else "ieee",
             "num_warps": config.warps,
             "num_stages": config.stages,
         } | ({} if config.registers is None else {"maxnreg": config.registers})
 
-    def ends(self, rows: int) -> Tensor | None:
-        """int32 ``[copies, blocks, strips]``: where each strip of ``rows`` targets may stop; ``None``: nowhere."""
-        lists = self.lists
-        strips = -(-lists.block // rows)
-        if not lists.causal:
-            if self.length is None:
-                return None
-            return self.length if strips == 1 else self.length.unsqueeze(-1).expand(-1, -1, strips).contiguous()
-        places = lists.places()
-        places = torch.nn.functional.pad(places, (0, strips * rows - lists.block), value=-1)
-        last = places.view(places.shape[0], lists.blocks, strips, rows).amax(-1)
-        index = lists.index.long()
-        used = lists.used()
-        if used is not None:
-            index = index.masked_fill(~used, lists.num_sources)
-        # The lists of causal graphs ascend, so what stands after the last target ends the list.
-        last = last.expand(lists.index.shape[0], -1, -1).contiguous()
-        return torch.searchsorted(index, last, right=True, out_int32=True)
+    def by_rows(kernel: Any) -> _Pass:
+        config = configure(kernel, block, width, dtype)
+        strips = -(-block // config.rows)
+        ints = blocks, block, strips
+        return _Pass(kernel, batch * heads * blocks * strips, ints, constants(config), config.rows, strips)
 
-    def by_rows(self, kernel: Any, arrays: tuple[Any, ...], config: Config, ends: Tensor | None) -> None:
-        """Launch over strips of the blocks of targets, which stop at ``ends``."""
-        strips = -(-self.lists.block // config.rows)
+    def by_entries() -> _Pass:
+        config = configure(column_kernel, block, width, dtype)
+        chunks = -(-room // config.columns)
+        ints = chunks, blocks, block
+        return _Pass(column_kernel, batch * heads * blocks * chunks, ints, constants(config))
+
+    attend, row = by_rows(attend_kernel), by_rows(row_kernel)
+    column = None if row.strips <= 1 else by_entries()
+    sources = max(1, _SUM_CHANNELS // width)
+    chunks = -(-num_sources // sources)
+    ints = chunks, blocks, room, 1 if disjoint else blocks, num_sources, heads
+    joined = {**widths, "N": sources, "LEADING": leading, "num_warps": 1, "num_stages": 2}
+    kinds = [None if x is None else tuple(x.constants.items()) for x in (attend, row, column)]
+    kind = dtype, device, types, tuple([n >= 2**31 for n in strides]), *kinds
+    return _Plan(
+        number_of(kind),
+        all(steps[3] == 1 or shape[3] == 1 for shape, steps in layouts),
+        (room, num_targets, num_sources, stride, heads, *strides),
+        (*q_shape[:3], dv),
+        tuple(q_shape[:3]),
+        (batch * heads, blocks, room, d),
+        (batch * heads, blocks, room, dv),
+        *(attend, row, column),
+        _Pass(sum_kernel, batch * heads * chunks, ints, joined),
+    )
+
+
+class _Call:
+    """What the launches of a call have in common."""
+
+    def __init__(self, lists: SourceLists, q: Tensor, k: Tensor, v: Tensor, scale: float, clamp: float | None) -> None:
+        if clamp is None and scale <= 0.0:  # the kernels' short way needs a positive scale
+            clamp = float("inf")
+        (index, length, target), graph = lists[:3], lists[3:]
+        index = aligned(index.contiguous())
+        length, target = [None if x is None else aligned(x.contiguous()) for x in (length, target)]
+        tf32 = q.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+        types = index.dtype, None if length is None else length.dtype, None if target is None else target.dtype
+        arrays = index.shape, None if target is None else target.shape, types
+        rest = arrays, graph, clamp is not None, tf32
+        plan = _plan(q, k, v, *rest)
+        if not plan.dense or (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
+            q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
+            plan = _plan(q, k, v, *rest)
+        self.lists = SourceLists(index, length, target, *graph)
+        self.inputs = q, k, v
+        self.plan = plan
+        self.options = scale, clamp or 0.0
+
+    def ends(self, which: _Pass) -> Tensor | None:
+        """int32 ``[copies, blocks, strips]``: where each strip of targets may stop; ``None``: nowhere."""
+        lists, strips = self.lists, which.strips
+        if lists.causal:
+            return strip_ends(lists, which.rows, strips)
+        if lists.length is None or strips == 1:
+            return lists.length
+        return lists.length.unsqueeze(-1).expand(-1, -1, strips).contiguous()
+
+    def run(self, which: _Pass, arrays: tuple[Any, ...], ends: Tensor | None, has_lse: bool = True) -> None:
+        """Launch a pass over the lists, which end there; ``has_lse``: the log-sum-exp has a gradient."""
+        plan, (index, _, target, *_) = self.plan, self.lists
         launch(
-            kernel,
-            (self.batch * self.heads * self.lists.blocks * strips, 1, 1),
-            (*self.inputs, *arrays, self.index, ends, self.target)
-            + (self.lists.blocks, self.lists.block, strips, *self.sizes, *self.rest),
-            self.constants(config),
+            which.kernel,
+            (which.programs, 1, 1),
+            (*self.inputs, *arrays, index, ends, target, *which.ints, *plan.sizes, *self.options),
+            which.constants,
+            (plan.kind, ends is None, has_lse),
         )
 
-    def by_entries(self, arrays: tuple[Any, ...]) -> None:
-        """Launch the column pass over the entries of the lists."""
-        config = self.config(column_kernel)
-        chunks = -(-self.lists.room // config.columns)
-        launch(
-            column_kernel,
-            (self.batch * self.heads * self.lists.blocks * chunks, 1, 1),
-            (*self.inputs, *arrays, self.index, self.length, self.target)
-            + (chunks, self.lists.blocks, self.lists.block, *self.sizes, *self.rest),
-            self.constants(config),
-        )
+
+def _plan(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> _Plan:
+    layouts = (q.shape, q.stride()), (k.shape, k.stride()), (v.shape, v.stride())
+    return _plan_of(q.dtype, q.get_device(), layouts, *rest)
 
 
 def forward(
@@ -159,13 +219,12 @@ def forward(
     """See the API, but for ``own``, which is left to it. Returns output and log-sum-exp."""
     with guard(q):
         call = _Call(lists, q, k, v, scale, clamp)
-        whole = lists.target is None
-        out = (v.new_empty if whole else v.new_zeros)((*q.shape[:3], call.v_width))
-        lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-        if not whole:  # somebody may stand nowhere
-            lse.fill_(float("-inf"))
-        config = call.config(attend_kernel)
-        call.by_rows(attend_kernel, (out, lse), config, call.ends(config.rows))
+        plan = call.plan
+        if lists.target is None:
+            out, lse = v.new_empty(plan.out), q.new_empty(plan.lse, dtype=torch.float32)
+        else:  # somebody may stand nowhere
+            out, lse = v.new_zeros(plan.out), q.new_full(plan.lse, float("-inf"), dtype=torch.float32)
+        call.run(plan.attend, (out, lse), call.ends(plan.attend))
     return out, lse
 
 
@@ -184,28 +243,28 @@ def backward(
     """Gradients of q, k and v."""
     with guard(q):
         call = _Call(lists, q, k, v, scale, clamp)
-        saved = out, lse, aligned(grad_out.contiguous()), None if grad_lse is None else aligned(grad_lse.contiguous())
-        grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+        grad_out = aligned(grad_out.contiguous())
+        grad_lse = None if grad_lse is None else aligned(grad_lse.contiguous())
+        plan, written, has_lse = call.plan, call.lists, grad_lse is not None
+        grad_q, grad_k, grad_v = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
         if lists.target is not None:
             grad_q.zero_()
-        grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
-        entries = (q.shape[0] * q.shape[2], lists.blocks, lists.room)
-        parts = k.new_empty((*entries, call.width)), v.new_empty((*entries, call.v_width))
-        config = call.config(row_kernel)
-        fused, ends, written = lists.block <= config.rows, call.ends(config.rows), call.lists
-        call.by_rows(row_kernel, (*saved, grad_q, *(parts if fused else (None, None))), config, ends)
-        if not fused:
-            call.by_entries((*saved, *parts))
-        elif ends is not None:  # entries that stand after all targets of their block have no part
-            written = written._replace(length=ends.view(ends.shape[:2]))
+        saved = out, lse, grad_out, grad_lse
+        parts = k.new_empty(plan.part_k), v.new_empty(plan.part_v)
+        ends = call.ends(plan.row)
+        if plan.column is None:
+            call.run(plan.row, (*saved, grad_q, *parts), ends, has_lse)
+            if ends is not None:  # entries that stand after all targets of their block have no part
+                written = written._replace(length=ends)
+        else:
+            call.run(plan.row, (*saved, grad_q, None, None), ends, has_lse)
+            call.run(plan.column, (*saved, *parts), written.length, has_lse)
         count, entry = transpose(written)
-        sources = max(1, _SUM_CHANNELS // max(padded(call.width), padded(call.v_width)))
-        chunks = -(-lists.num_sources // sources)
-        sizes = (chunks, lists.blocks, lists.room, entry.shape[1], lists.num_sources, call.heads)
         launch(
             sum_kernel,
-            (q.shape[0] * call.heads * chunks, 1, 1),
-            (grad_k, grad_v, *parts, count, entry, *sizes),
-            {**call.widths(), "N": sources, "LEADING": lists.leading, "num_warps": 1, "num_stages": 2},
+            (plan.sum.programs, 1, 1),
+            (grad_k, grad_v, *parts, count, entry, *plan.sum.ints),
+            plan.sum.constants,
+            (plan.kind,),
         )
     return grad_q, grad_k, grad_v

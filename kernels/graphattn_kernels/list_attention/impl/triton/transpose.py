@@ -66,12 +66,15 @@ def transpose(lists: SourceLists) -> tuple[Tensor, Tensor]:
     copies, blocks, room = lists.index.shape
     sources, ranks = lists.num_sources, 1 if lists.disjoint else blocks
     small = torch.int16 if room < 2**15 else torch.int32
+    # The arrays of lists, and what is allocated here, begin at multiples of 16 bytes.
+    kind = lists.index.dtype, lists.index.get_device(), None if lists.length is None else lists.length.dtype, small
     place = lists.index.new_empty((copies, blocks, sources), dtype=small)
     launch(
         place_kernel,
         (copies * blocks, 1, 1),
         (lists.index, lists.length, place, room, sources),
         {"N": _FILL, "num_warps": 4, "num_stages": 1},
+        kind,
     )
     count = lists.index.new_empty((copies, sources), dtype=torch.int32)
     entry = lists.index.new_empty((copies, ranks, sources), dtype=torch.int32)
@@ -81,5 +84,6 @@ def transpose(lists: SourceLists) -> tuple[Tensor, Tensor]:
         (copies * chunks, 1, 1),
         (place, count, entry, blocks, room, ranks, sources, chunks),
         {"N": _RANK, "B": _BLOCKS, "num_warps": 2, "num_stages": 1},
+        kind,
     )
     return count, entry
