@@ -109,12 +109,6 @@ class AttentionConv(MessageAttention):
     ) -> Any:
         """What :meth:`forward` returns, over edges that have been checked."""
         q, k, v = self._project(x_source, x_target, num_targets)
-        return self._between(edges, q, k, v, x_target, need_weights)
-
-    def _between(
-        self, edges: Edges, q: Tensor, k: Tensor, v: Tensor, x_target: Tensor | None, need_weights: bool
-    ) -> Any:
-        """From projected rows to the output; ``x_target`` is what :meth:`_combine` takes."""
         alpha: Tensor | None
         if self._observed:
             out, alpha = self._attend_shown(edges, q, k, v)
@@ -202,22 +196,13 @@ class QueryKeyValueConv(AttentionConv):
     def _node_widths(self) -> tuple[int, int]:
         return self.lin_key.in_channels, self.lin_query.in_channels
 
-    def _root(self) -> tuple[Linear, ...]:
-        """The projection of the target's own features, or nothing where the output has none of them."""
-        return () if self.lin_skip is None else (self.lin_skip,)
-
-    def _over(
-        self, edges: Edges, x_source: Tensor, x_target: Tensor | None, num_targets: int, need_weights: bool
-    ) -> Any:
-        assert x_target is not None
-        if x_source is x_target:
-            q, k, v, *skip = project_together(x_source, (self.lin_query, self.lin_key, self.lin_value, *self._root()))
+    def _project(self, x_source: Tensor, x_target: Tensor | None, num_targets: int) -> tuple[Tensor, Tensor, Tensor]:
+        if x_target is x_source:
+            q, k, v = project_together(x_source, (self.lin_query, self.lin_key, self.lin_value))
         else:
-            q, *skip = project_together(x_target, (self.lin_query, *self._root()))
+            q = self.lin_query(x_target)
             k, v = project_together(x_source, (self.lin_key, self.lin_value))
-        q, k, v = self._split(q), self._split(k), self._split(v)
-        return self._between(edges, q, k, v, skip[0] if skip else None, need_weights)
+        return self._split(q), self._split(k), self._split(v)
 
     def _combine(self, out: Tensor, x_target: Tensor | None) -> Tensor:
-        """Here with the target's features projected."""
-        return out if x_target is None else out + x_target
+        return out if self.lin_skip is None else out + self.lin_skip(x_target)

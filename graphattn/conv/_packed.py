@@ -18,8 +18,9 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def project_together(x: Tensor, maps: tuple[Linear, ...]) -> tuple[Tensor, ...]:
-    """``map(x)`` for each map: slices of one product where ``x`` is small, so that training on small graphs launches
-    a third of what it would forward and backward.
+    """``map(x)`` for each map: on CUDA slices of one product where ``x`` is small, so that training on small graphs
+    launches a third of what it would forward and backward. For results that are all kept until the backward pass: they
+    are one piece of memory.
 
     Args:
         x: ``[N, F]``.
@@ -30,7 +31,7 @@ def project_together(x: Tensor, maps: tuple[Linear, ...]) -> tuple[Tensor, ...]:
         ``[N, width]`` for each map.
     """
     width = sum(m.out_channels for m in maps if type(m) is Linear)
-    if torch.compiler.is_compiling() or x.shape[0] * width > _MOST or not all(map(_is_plain, maps)):
+    if torch.compiler.is_compiling() or not _pays(x, width) or not all(map(_is_plain, maps)):
         return tuple(m(x) for m in maps)
     biases = [m.bias for m in maps]
     bias = None
@@ -41,6 +42,10 @@ def project_together(x: Tensor, maps: tuple[Linear, ...]) -> tuple[Tensor, ...]:
     rows = F.linear(x, torch.cat([m.weight for m in maps]), bias)
     # One node of autograd, which joins the gradients again; a slice each would fill the others with zeros.
     return rows.split_with_sizes([m.out_channels for m in maps], -1)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _pays(x: Tensor, width: int) -> bool:
+    return x.is_cuda and x.shape[0] * width <= _MOST
 
 
 def _is_plain(module: Linear) -> bool:

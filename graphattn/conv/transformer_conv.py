@@ -131,7 +131,7 @@ class TransformerConv(QueryKeyValueConv):
         graph, edge_attr = edges.graph, edges.attr
         if edge_attr is None:
             return super()._attend(edges, q, k, v, need_weights)
-        if edge_attr.shape[1] > self.out_channels and not need_weights:  # projected rows are made, see EdgeRows
+        if not need_weights and self._takes_rows(edge_attr):
             choose_steps(self.backend, q.device)  # says so where a backend was named that has no such operation
             p, seed = drop_seed(self, self.dropout, v)
             out, *_ = csr_attention(
@@ -148,6 +148,11 @@ class TransformerConv(QueryKeyValueConv):
         kept = F.dropout(alpha, self.dropout, self.training)
         return propagate(graph, kept, v, backend=self.backend) + rows.sum(kept), alpha
 
+    def _takes_rows(self, edge_attr: Tensor) -> bool:
+        """Whether attention is one kernel that reads the projected rows of edges. Where these are wider than edges they
+        are never made (:class:`EdgeRows`); on a CPU, they take longer than the steps one by one."""
+        return edge_attr.is_cuda and edge_attr.shape[1] > self.out_channels
+
     def _score_options(self, edges: Edges, q: Tensor) -> dict[str, Any]:
         if edges.attr is None:
             return {}
@@ -163,12 +168,12 @@ class TransformerConv(QueryKeyValueConv):
         assert self.lin_edge is not None
         return self._split(self.lin_edge(rows))
 
-    def _root(self) -> tuple[Linear, ...]:
-        return super()._root() if self.root_weight else ()
-
     def _combine(self, out: Tensor, x_target: Tensor | None) -> Tensor:
-        skip = x_target
-        if skip is None or self.lin_beta is None:
-            return super()._combine(out, skip)
+        if not self.root_weight:
+            return out
+        assert self.lin_skip is not None
+        skip = self.lin_skip(x_target)
+        if self.lin_beta is None:
+            return out + skip
         beta = self.lin_beta(torch.cat([out, skip, out - skip], dim=-1)).sigmoid()
         return beta * skip + (1 - beta) * out

@@ -108,8 +108,7 @@ def test_exported_and_loaded_again_it_is_the_same(name: str, sample: Any) -> Non
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
-    exported, loaded = program.module(), torch.export.load(file).module()
+    loaded = torch.export.load(file).module()
     for nodes_now, edges_now in ((9, 30), (4, 7), (31, 200)):
         given = inputs(conv, sample(nodes_now, edges_now, dtype=torch.float32))
-        assert torch.equal(loaded(*given), exported(*given))
-        torch.testing.assert_close(loaded(*given), conv(*given))  # eager, small rows are projected in one product
+        assert torch.equal(loaded(*given), conv(*given))

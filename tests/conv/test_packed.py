@@ -14,6 +14,19 @@ from graphattn.conv._pyg import Linear
 WIDTHS = (4, 4, 6)
 
 
+@pytest.fixture(autouse=True)
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_packed, "_pays", lambda x, width: x.shape[0] * width <= _packed._MOST)
+
+
+def test_on_a_cpu_each_map_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    x, linears = rows(), maps()
+    found = project_together(x, linears)
+    assert len({out.untyped_storage().data_ptr() for out in found}) == 3
+    agree(x, linears, found)
+
+
 def maps(bias: bool = True) -> tuple[Linear, ...]:
     torch.manual_seed(0)
     return tuple(Linear(3, width, bias=bias).double() for width in WIDTHS)

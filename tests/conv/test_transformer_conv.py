@@ -15,7 +15,7 @@ require_or_skip("pyg")
 
 from torch_geometric.nn import TransformerConv as PyGTransformerConv  # noqa: E402
 
-from graphattn.conv import TransformerConv  # noqa: E402
+from graphattn.conv import TransformerConv, _packed  # noqa: E402
 
 CHANNELS = 4
 
@@ -47,6 +47,19 @@ def assert_same(theirs: list[Tensor | None], ours: list[Tensor | None]) -> None:
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-12)
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Projections in one product, and rows of edges inside the kernel."""
+    monkeypatch.setattr(_packed, "_pays", lambda x, width: True)
+    monkeypatch.setattr(TransformerConv, "_takes_rows", lambda self, attr: attr.shape[1] > self.out_channels)
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))
+def test_equals_pyg_as_on_cuda(sample: Any, options: dict[str, Any]) -> None:
+    test_equals_pyg(sample, options)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))
@@ -110,7 +123,7 @@ def test_a_graph_without_edges_gives_the_skip_alone() -> None:
     conv = TransformerConv(6, CHANNELS, heads=2, edge_dim=3)
     x = torch.randn(4, 6)
     out, (edge_index, alpha) = conv(x, torch.empty(2, 0, dtype=torch.long), torch.empty(0, 3), True)
-    torch.testing.assert_close(out, conv.lin_skip(x))
+    assert torch.equal(out, conv.lin_skip(x))
     assert edge_index.shape == (2, 0) and alpha.shape == (0, 2)
 
 

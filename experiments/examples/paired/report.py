@@ -64,6 +64,10 @@ def write(folder: Path, pairs: list[Pair], skipped: dict[str, str], facts: dict[
 def markdown(pairs: list[Pair], skipped: dict[str, str], facts: dict[str, Any]) -> str:
     """The table as text."""
     packages = ", ".join(f"{name} {number}" for name, number in facts["packages"].items() if number)
+    seeds, scores = len(facts["seeds"]), ""
+    if seeds:
+        scores = f"Test score, mean of {seeds} seeds, and graphattn - PyG over paired seeds with its 95 % interval "
+        scores += "(Student's t). "
     lines = [
         "# One import swapped",
         "",
@@ -72,8 +76,7 @@ def markdown(pairs: list[Pair], skipped: dict[str, str], facts: dict[str, Any]) 
         f"{facts['device']}, {facts['threads']} thread(s); Python {facts['python']}, {packages}; commit "
         f"{facts['commit']}; {facts['date']}.",
         "",
-        f"Test score, mean of {len(facts['seeds'])} seeds, and graphattn - PyG over paired seeds with its 95 % "
-        "interval (Student's t). ms: one forward and backward pass of one batch, median (quartiles) of turns. "
+        f"{scores}ms: one forward and backward pass of one batch, median (quartiles) of turns. "
         "MB: peak of that pass above what was held before it. Ratios are PyG / graphattn: above 1, ours takes less.",
         "",
         "| example | score | PyG | graphattn | difference | PyG, ms | graphattn, ms | ratio | PyG, MB | graphattn, MB "
@@ -104,13 +107,15 @@ def markdown(pairs: list[Pair], skipped: dict[str, str], facts: dict[str, Any]) 
 
 
 def draw(pairs: list[Pair], path: Path) -> None:
-    """Left, the differences of scores with their intervals; right, how many times ours PyG takes."""
+    """Left, the differences of scores with their intervals, if there are any; right, how many times ours PyG takes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.5, 1.6 + 0.5 * len(pairs)), layout="constrained")
+    scored = any(pair.scores for pair in pairs)
+    figure = Figure(figsize=(9.5 if scored else 6.5, 1.6 + 0.5 * len(pairs)), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, 2 if scored else 1, sharey=True, squeeze=False)[0]
+    left, right = panels[0], panels[-1]
     names = [pair.case for pair in pairs]
     for height, pair in enumerate(pairs):
         if pair.scores:
@@ -122,15 +127,16 @@ def draw(pairs: list[Pair], path: Path) -> None:
         right.barh(height - 0.18, _time_ratio(pair), 0.34, color="tab:blue", label=None if height else "time")
         if ratio is not None:
             right.barh(height + 0.18, ratio, 0.34, color="tab:orange", label=None if height else "memory")
-    for axes, reference in ((left, 0), (right, 1)):
-        axes.axvline(reference, color="black", linewidth=1)
+    for axes in panels:
+        axes.axvline(1 if axes is right else 0, color="black", linewidth=1)
         axes.grid(axis="x", alpha=0.3)
     for bars in right.containers:
         right.bar_label(bars, fmt="%.1f", padding=3, fontsize="small")
     right.margins(x=0.12)
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
-    left.set_xlabel("better than PyG by, % of PyG's score\n(paired seeds, 95 % interval)")
+    if scored:
+        left.set_xlabel("better than PyG by, % of PyG's score\n(paired seeds, 95 % interval)")
     right.set_xlabel("PyG / graphattn, forward + backward")
     right.legend(fontsize="small")
     figure.savefig(path, dpi=150)

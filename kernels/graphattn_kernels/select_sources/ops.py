@@ -14,9 +14,9 @@ __all__ = ["order_sources", "select_bits", "select_lists"]
 
 
 def _order(scores: Tensor) -> Tensor:
-    from graphattn_kernels.select_sources.impl import triton
+    from graphattn_kernels.select_sources.impl import triton_order
 
-    return triton.order_sources(scores)
+    return triton_order.order_sources(scores)
 
 
 def _bits(*args: Any) -> Tensor:

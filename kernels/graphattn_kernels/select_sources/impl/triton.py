@@ -1,8 +1,9 @@
-"""One program has a row of scores in its registers: it finds the k-th largest, and the places of those that are chosen
-by a running sum. Of equal scores the lowest sources are taken; lists ascend.
+"""One program has a row of scores in its registers, as float32: it finds the k-th largest, and the places of those that
+are chosen by a running sum. Of equal scores the lowest sources are taken; lists ascend.
 
-A row is cut in two halves, and each lane has a source of either: flags, counts and running sums of both stand in one
-number, 16 bits each, and so do the keys of half types.
+A thread has runs of 4 neighbours. What can be said once for a run is: how many of it are above the k-th, how many are
+its equals, where its first entry goes. What is left for a single score is a comparison, for each step of the search and
+once more in the end; keys are made of thresholds alone.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -11,6 +12,8 @@ number, 16 bits each, and so do the keys of half types.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -20,207 +23,178 @@ from torch import Tensor
 
 from graphattn_kernels._triton import aligned, guard, launch, next_power_of_2
 
-__all__ = ["order_sources", "select_bits", "select_lists"]
+__all__ = ["select_bits", "select_lists"]
 
-_RANKED, _COMPARED = 16, 128  # sources whose ranks a program finds, and those that it compares them with in a step
+_RUN = 4  # neighbours of a thread: 16 bytes of what it stores
 _RUNTIME = ["rows", "sources", "words", "k", "room"]
+# Scores of a dtype in their order are whole numbers: the bits of float32 without those that are always 0.
+_SPARE = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
 
 
 @triton.jit
-def _load(SCORES, ALWAYS, column, row, sources, own, OWN: tl.constexpr):
-    """Scores of some sources, and which are there, and which are forced."""
-    there = column < sources
-    score = tl.load(SCORES + column, mask=there, other=0)
-    forced = column < 0
-    if ALWAYS is not None:
-        forced = tl.load(ALWAYS + column, mask=there, other=0) != 0
-    if OWN:
-        forced = forced | (column // own == row)
-    return score, there, forced & there
+def _edge(key, SPARE: tl.constexpr):
+    """The largest float32 below all scores of this key (of the one above infinity: infinity, NaN alone is above)."""
+    whole = tl.minimum((key << SPARE) - 1, 0x7F800000)
+    return (whole ^ ((whole >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _key(score, open_, HALF: tl.constexpr):
-    """Whole numbers in the order of the scores: int32 that may be negative, or of half types 16 bits; the least for
-    what is never chosen."""
-    wide = score.to(tl.float32)  # the interpreter compares the bits of bfloat16
-    if HALF:
-        bits = score.to(tl.uint16, bitcast=True).to(tl.int32)
-        bits = tl.where(wide == 0.0, 0, bits)  # -0 and 0 are equal
-        key = bits ^ tl.where(bits >= 0x8000, 0xFFFF, 0x8000)
-        return tl.where(open_, tl.where(wide != wide, 0xFFFF, key), 0)
-    else:
-        bits = wide.to(tl.int32, bitcast=True)
-        bits = tl.where(wide == 0.0, 0, bits)
-        key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-        return tl.where(open_, tl.where(wide != wide, 0x7FFFFFFE, key), -0x80000000)
+def _key(value, SPARE: tl.constexpr):
+    """The key of a number."""
+    bits = value.to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> SPARE
 
 
 @triton.jit
-def _pair(first, second):
-    """Flags of both halves, in one number."""
-    return first.to(tl.uint32) | (second.to(tl.uint32) << 16)
+def _wide(score, SPARE: tl.constexpr):
+    """As float32."""
+    if SPARE == 16:  # the interpreter takes the smallest numbers of bfloat16 for 0
+        return (score.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return score.to(tl.float32)
 
 
 @triton.jit
-def _reach(first, second, least, HALF: tl.constexpr):
-    """Which keys are ``least`` or more. Of half types, ``first`` has 15 bits of both keys, each with a 1 before it:
-    what a subtraction leaves of it is the answer."""
-    if HALF:
-        least = least.to(tl.uint32)
-        return ((first - (least | (least << 16))) >> 15) & 0x00010001
-    else:
-        least = least.to(tl.int32)
-        return _pair(first >= least, second >= least)
+def _above(score, edge):
+    """Which scores are larger; NaN is."""
+    return (score <= edge) == 0
 
 
 @triton.jit
-def _count(flags):
-    """How many there are in either half."""
-    total = tl.sum(flags.to(tl.int32), 0)
-    return total & 0xFFFF, total >> 16
+def _add3(a, b, c, d, e, f):
+    return a + d, b + e, c + f
 
 
 @triton.jit
-def _running(flags):
-    """How many there are up to each lane, in either half, from the beginning of the row."""
-    upto = tl.cumsum(flags.to(tl.int32), 0)
-    first, _ = _count(flags)
-    return upto & 0xFFFF, (upto >> 16) + first
+def _moments(score):
+    """How many scores are above -inf, their sum, and the sum of their squares (float32: a guess rests on them)."""
+    open_ = _above(score, float("-inf"))
+    finite = tl.where(open_, score, 0.0)
+    n, total, square = tl.sum(open_.to(tl.float32), 1), tl.sum(finite, 1), tl.sum(finite * finite, 1)
+    return tl.reduce((n, total, square), 0, _add3)
 
 
 @triton.jit
-def _best(first, second, k, low, high, HALF: tl.constexpr):
-    """The largest number that k keys reach (any that exactly k reach will do), how many reach it, and how many the
-    next.
+def _count(score, key, SPARE: tl.constexpr):
+    """How many scores reach a key."""
+    return tl.sum(tl.sum(_above(score, _edge(key, SPARE)).to(tl.int32), 1), 0)
 
-    By interpolation between the numbers of keys that reach ``low`` and that reach ``high`` (none); every third step
-    halves, so that no distribution takes long.
+
+@triton.jit
+def _search(score, k, deviate, density, SPARE: tl.constexpr):
+    """``low``, ``high`` and how many reach ``high``: k scores or more reach ``low`` (or it is the lowest of all),
+    no more than k reach ``high``, and either k reach ``low``, or no key is between the two.
+
+    The first guess is that scores are normally distributed, the second goes along the slope there; then come lines
+    between the two ends, and after 5 steps halves: 3 steps where the guess is good, never many more than bits.
     """
-    one, two = _count(_reach(first, second, low, HALF))
-    at_low = one + two
-    at_high = 0
+    low, high = -(0x7F800000 >> SPARE), (0x7F800000 >> SPARE) + 2
+    n, total, square = _moments(score)
+    at_low, at_high = n.to(tl.int32), 0
+    mean = total / n
+    spread = tl.sqrt(tl.maximum(square / n - mean * mean, 0.0))
+    each = spread / (n * density)  # between one score and the next
+    guess = mean + deviate * spread
+    from_, to = float("-inf"), float("inf")
     step = 0
-    while (high - low > 1) & (at_low > k):
-        step += 1
-        share = (at_low - k + 0.5) / (at_low - at_high)
-        share = tl.where(step % 3 == 0, 0.5, share)
-        trial = low + ((high - low).to(tl.float32) * share).to(tl.int64)
+    while (low + 1 < high) & (at_low > k):
+        middle = (low & high) + ((low ^ high) >> 1)
+        sane = (guess > -3e38) & (guess < 3e38) & (step < 5)
+        trial = tl.where(sane, _key(guess, SPARE), middle)
         trial = tl.minimum(tl.maximum(trial, low + 1), high - 1)
-        one, two = _count(_reach(first, second, trial, HALF))
-        enough = one + two >= k
+        edge = _edge(trial, SPARE)
+        count = _count(score, trial, SPARE)
+        enough = count >= k
         low = tl.where(enough, trial, low)
-        at_low = tl.where(enough, one + two, at_low)
+        at_low = tl.where(enough, count, at_low)
+        from_ = tl.where(enough, edge, from_)
         high = tl.where(enough, high, trial)
-        at_high = tl.where(enough, at_high, one + two)
-    return low, at_low, at_high
+        at_high = tl.where(enough, at_high, count)
+        to = tl.where(enough, to, edge)
+        along = edge + (count - k).to(tl.float32) * each * tl.where(step == 0, 1.0, 2.0)
+        line = from_ + (at_low - k + 0.5) / (at_low - at_high) * (to - from_)
+        guess = tl.where((from_ > float("-inf")) & (to < float("inf")), line, along)
+        step += 1
+    return low, high, at_high
 
 
 @triton.jit
-def _top(score1, score2, open1, open2, k, HALF: tl.constexpr):
-    """Flags of the k best, of equal ones the lowest."""
-    key1, key2 = _key(score1, open1, HALF), _key(score2, open2, HALF)
-    if HALF:
-        odd = _pair(key1 & 1, key2 & 1)
-        key1, key2 = key1 >> 1, key2 >> 1
-    low = tl.min(tl.minimum(tl.where(open1, key1, 0x7FFFFFFF), tl.where(open2, key2, 0x7FFFFFFF)), 0).to(tl.int64)
-    high = tl.max(tl.maximum(key1, key2), 0).to(tl.int64)
-    low = tl.minimum(low, high)
-    if HALF:
-        key1 = _pair(key1, key2) | 0x80008000
-        low = tl.maximum(low, 1)
-    else:
-        low = tl.maximum(low, -0x7FFFFFFF)
-    low, at_low, at_high = _best(key1, key2, k, low, high + 1, HALF)
-    keep = _reach(key1, key2, low, HALF)
-    if at_low > k:
-        above = _reach(key1, key2, low + 1, HALF)
-        equal = keep ^ above
-        missing = k - at_high
-        if HALF:  # one bit is left
-            one, two = _count(equal & odd)
-            higher = one + two < missing
-            above = tl.where(higher, above | (equal & odd), above)
-            missing = tl.where(higher, missing - one - two, missing)
-            equal &= tl.where(higher, odd ^ 0x00010001, odd)
-        upto1, upto2 = _running(equal)
-        keep = above | (equal & _pair(upto1 <= missing, upto2 <= missing))
-    return keep
+def _top(score, forced, k, deviate, density, FORCED: tl.constexpr, SPARE: tl.constexpr):
+    """Which scores are the k best, of equal ones the lowest, or forced; and how many such are before each run."""
+    low, high, at_high = _search(score, k, deviate, density, SPARE)
+    if low > (0x7F800000 >> SPARE):  # so many are NaN
+        score = tl.where(score == score, float("-inf"), float("inf"))
+        low -= 1
+        high = low + 1
+    below, upper = _edge(low, SPARE), _edge(high, SPARE)
+    missing = k - at_high  # so many of those between are taken
+    # Sums below 2^24, exact: how many of a run reach either.
+    both = tl.sum(_above(score, upper).to(tl.float32) + _above(score, below).to(tl.float32) * 65536.0, 1).to(tl.int32)
+    better = both & 0xFFFF
+    equal = (both >> 16) - better
+    if FORCED:
+        better += tl.sum(forced.to(tl.int32), 1)
+    number = better | (equal << 16)
+    before = tl.cumsum(number, 0) - number
+    equals = (before >> 16) & 0xFFFF
+    take = tl.minimum(tl.maximum(missing - equals, 0), equal)
+    keep = _above(score, tl.where(take == equal, below, upper)[:, None])
+    if tl.max(((take > 0) & (take < equal)).to(tl.int32), 0) > 0:  # the last of the k has an equal in its run
+        alike = _above(score, below) & (_above(score, upper) == 0)
+        keep = keep | (alike & (tl.cumsum(alike.to(tl.int32), 1) <= take[:, None]))
+    if FORCED:
+        keep = keep | forced
+    return keep, (before & 0xFFFF) + tl.minimum(equals, missing)
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
 def select_kernel(
-    SCORES, ALWAYS, FULL, WORDS, INDEX, LENGTH, rows, sources, words, k, room, at, own,
-    P: tl.constexpr, TOP: tl.constexpr, OWN: tl.constexpr, HALF: tl.constexpr, ALIGN: tl.constexpr,
+    SCORES, ALWAYS, FULL, WORDS, INDEX, LENGTH, rows, sources, words, k, room, at, own, deviate, density,
+    P: tl.constexpr, RUN: tl.constexpr, TOP: tl.constexpr, OWN: tl.constexpr, CUT: tl.constexpr, SPARE: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):  # fmt: skip
     """SCORES ``[copies * rows, S]``; WORDS ``[copies * rows, words]``, or INDEX ``[.., room]`` and LENGTH. A program
-    has a row, P / 2 sources and P / 2 more."""
+    has a row, P / RUN runs."""
+    FORCED: tl.constexpr = (ALWAYS is not None) or OWN
     number = tl.program_id(0).to(tl.int64)
     row = (number % rows).to(tl.int32)
     sources = sources // ALIGN * ALIGN  # as it is: now Triton knows how many can be loaded at once
-    column = tl.arange(0, P // 2)
-    score1, there1, forced1 = _load(SCORES + number * sources, ALWAYS, column, row, sources, own, OWN)
-    score2, there2, forced2 = _load(SCORES + number * sources, ALWAYS, column + P // 2, row, sources, own, OWN)
+    run, entry = tl.arange(0, P // RUN), tl.arange(0, RUN)
+    column = run[:, None] * RUN + entry[None, :]
+    there = column < sources
+    forced = column < 0
+    if ALWAYS is not None:
+        forced = tl.load(ALWAYS + column, mask=there, other=0) != 0
+    if OWN:
+        forced = there & (forced | (column // own == row))
     if TOP:
-        open1 = there1 & (forced1 == 0) & (score1 != float("-inf"))
-        open2 = there2 & (forced2 == 0) & (score2 != float("-inf"))
-        keep = _top(score1, score2, open1, open2, k, HALF)
+        score = _wide(tl.load(SCORES + number * sources + column, mask=there, other=float("-inf")), SPARE)
+        if FORCED:
+            score = tl.where(forced, float("-inf"), score)
+        keep, place = _top(score, forced, k, deviate, density, FORCED, SPARE)
     else:
-        keep = _pair(there1 & (score1 > at), there2 & (score2 > at))
-    if (ALWAYS is not None) or OWN:
-        keep |= _pair(forced1, forced2)
+        score = tl.load(SCORES + number * sources + column, mask=there, other=0).to(tl.float32)
+        keep = (there & (score > at)) | forced
+        place = run
     if FULL is not None:
-        keep |= _pair(there1, there2) * (tl.load(FULL + row) != 0).to(tl.uint32)
+        keep = keep | (there & (tl.load(FULL + row) != 0))
     if WORDS is not None:
-        half: tl.constexpr = P // 64
-        word = tl.arange(0, half)
-        WORDS += number * words
-        bit = tl.reshape((keep & 1).to(tl.int32) << (column % 32), (half, 32))
-        tl.store(WORDS + word, tl.sum(bit, 1), mask=word < words)
-        bit = tl.reshape((keep >> 16).to(tl.int32) << (column % 32), (half, 32))
-        tl.store(WORDS + half + word, tl.sum(bit, 1), mask=half + word < words)
+        part = tl.sum(keep.to(tl.int32) << entry[None, :], 1)
+        part = tl.reshape(part, (P // 32, 32 // RUN)) << (tl.arange(0, 32 // RUN) * RUN)[None, :]
+        word = tl.arange(0, P // 32)
+        tl.store(WORDS + number * words + word, tl.sum(part, 1), mask=word < words)
     else:
-        place1, place2 = _running(keep)
-        place1 -= 1
-        place2 -= 1
-        one, two = _count(keep)
-        INDEX += number * room
-        tl.store(INDEX + place1, column, mask=((keep & 1) != 0) & (place1 < room))
-        tl.store(INDEX + place2, column + P // 2, mask=((keep >> 16) != 0) & (place2 < room))
-        length = tl.minimum(one + two, room)
+        place = place[:, None] + tl.cumsum(keep.to(tl.int32), 1)
+        length = tl.max(tl.max(place, 1), 0)
+        fits = keep
+        if CUT:
+            fits = keep & (place <= room)
+            length = tl.minimum(length, room)
+        # Not so, but now neighbours stay with their thread. Each is stored by itself, as the mask differs.
+        at_ = tl.multiple_of(tl.max_contiguous(INDEX + number * room + place - 1, (1, RUN)), (1, 4 * RUN))
+        tl.store(at_, column, mask=fits)
         tl.store(LENGTH + number, length)
-        for start in range(length, room, P // 2):  # what is not in use is some source or other
-            tl.store(INDEX + start + column, tl.zeros([P // 2], tl.int32), mask=start + column < room)
-
-
-@triton.jit(do_not_specialize=["sources", "chunks"])
-def order_kernel(SCORES, ORDER, sources, chunks, N: tl.constexpr, C: tl.constexpr):
-    """SCORES ``[copies, S]`` in float32, ORDER ``[copies, S]``. A program has N sources and compares them with all."""
-    copy = (tl.program_id(0) // chunks).to(tl.int64)
-    SCORES += copy * sources
-    mine = tl.program_id(0) % chunks * N + tl.arange(0, N)
-    there = mine < sources
-    key = _key(tl.load(SCORES + mine, mask=there, other=0.0), there, False)
-    before = tl.zeros([N, C], tl.int32)
-    for start in range(0, sources, C):
-        other = start + tl.arange(0, C)
-        present = other < sources
-        score = tl.load(SCORES + other, mask=present, other=float("nan"))  # what is not there comes last
-        first = (other[None, :] < mine[:, None]).to(tl.int32)  # of equal scores
-        before += (_key(score, other >= 0, False)[None, :] < key[:, None] + first).to(tl.int32)
-    tl.store(ORDER + copy * sources + tl.sum(before, 1), mine.to(tl.int64), mask=there)
-
-
-def order_sources(scores: Tensor) -> Tensor:
-    """See the API."""
-    copies, sources = scores.shape
-    order = scores.new_empty(scores.shape, dtype=torch.int64)
-    chunks = -(-sources // _RANKED)
-    with guard(scores):
-        scores = aligned(scores.float().contiguous())
-        constants = {"N": _RANKED, "C": _COMPARED, "num_warps": 4, "num_stages": 1}
-        launch(order_kernel, (copies * chunks, 1, 1), (scores, order, sources, chunks), constants)
-    return order
+        for start in range(length, room, P // RUN):  # what is not in use is some source or other
+            tl.store(INDEX + number * room + start + run, tl.zeros([P // RUN], tl.int32), mask=start + run < room)
 
 
 def select_bits(scores: Tensor, k: int, at: float, always: Tensor | None, full: Tensor | None, own: int) -> Tensor:
@@ -239,8 +213,16 @@ def select_lists(scores: Tensor, k: int, room: int, always: Tensor | None, own: 
     return index, length
 
 
+@lru_cache(1024)
+def _guess(k: int, sources: int) -> tuple[float, float]:
+    """By how many deviations the k-th of so many is above the mean, and the density there, of a normal distribution."""
+    normal = NormalDist()
+    deviate = normal.inv_cdf(1 - min(max((k - 0.5) / max(sources, 1), 1e-6), 1 - 1e-6))
+    return deviate, normal.pdf(deviate)
+
+
 def _warps(width: int, rows: int) -> int:
-    """16 pairs of sources for a thread; where most of the device is idle anyway, as in a draw, 8."""
+    """32 sources for a thread; where most of the device is idle anyway, as in a draw, 16."""
     return min(max(width // (1024 if rows > 64 else 512), 1), 32)
 
 
@@ -253,14 +235,19 @@ def _launch(
         copies, rows, sources = scores.shape
         masks = [None if x is None else aligned(x.contiguous().view(torch.uint8)) for x in (always, full)]
         width = max(64, next_power_of_2(max(sources, 1)))
+        warps = _warps(width, copies * rows)
         constants = {
             "P": width,
+            "RUN": _RUN,
             "TOP": k >= 0,
             "OWN": own > 0,
-            "HALF": scores.dtype in (torch.float16, torch.bfloat16),
+            "CUT": room < k or always is not None or own > 0,
+            "SPARE": _SPARE.get(scores.dtype, 0),
             "ALIGN": math.gcd(sources, 16 // scores.element_size()) if sources else 1,
-            "num_warps": _warps(width, copies * rows),
+            "num_warps": warps,
             "num_stages": 1,
+            "maxnreg": 128 if warps < 32 and width > 512 * warps else 64,  # 16 warps a multiprocessor, or 32
         }
-        args = (scores, *masks, *outs, rows, sources, words, max(k, 0), room, float(at), max(own, 1))
+        k = max(k, 0)
+        args = (scores, *masks, *outs, rows, sources, words, k, room, float(at), max(own, 1), *_guess(k, sources))
         launch(select_kernel, (copies * rows, 1, 1), args, constants)
