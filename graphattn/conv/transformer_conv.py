@@ -17,6 +17,7 @@ from graphattn.conv._pyg import Linear
 from graphattn.graph import TokenGraph
 from graphattn.mechanisms.base import drop_seed
 from graphattn_kernels import csr_attention
+from graphattn_kernels.csr_attention.api import TRITON_WIDTH
 
 __all__ = ["TransformerConv"]
 
@@ -132,11 +133,10 @@ class TransformerConv(QueryKeyValueConv):
         if edge_attr is None:
             return super()._attend(edges, q, k, v, need_weights)
         if not need_weights and self._takes_rows(edge_attr):
-            choose_steps(self.backend, q.device)  # says so where a backend was named that has no such operation
             p, seed = drop_seed(self, self.dropout, v)
             out, *_ = csr_attention(
                 *(graph.structure, q, k, v),
-                edge_rows=self._project_edges(edge_attr),
+                edge_rows=self._project_edges(edge_attr).to(q.dtype),
                 dropout_p=p,
                 dropout_seed=seed,
                 backend=self.backend,
@@ -150,8 +150,12 @@ class TransformerConv(QueryKeyValueConv):
 
     def _takes_rows(self, edge_attr: Tensor) -> bool:
         """Whether attention is one kernel that reads the projected rows of edges. Where these are wider than edges they
-        are never made (:class:`EdgeRows`); on a CPU, they take longer than the steps one by one."""
-        return edge_attr.is_cuda and edge_attr.shape[1] > self.out_channels
+        are never made (:class:`EdgeRows`); where there is no such kernel, keys and values would be copied for each
+        edge."""
+        if edge_attr.shape[1] <= self.out_channels:
+            return False
+        name = choose_steps(self.backend, edge_attr.device)  # raises where a backend was named that cannot run
+        return name == "numba" or (name == "triton" and self.out_channels <= TRITON_WIDTH)
 
     def _score_options(self, edges: Edges, q: Tensor) -> dict[str, Any]:
         if edges.attr is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 from graphattn.graph import check
@@ -55,7 +56,8 @@ def from_edge_index(
 
 def sorted_at_once(edge_index: Tensor, num_targets: int, num_sources: int) -> TokenGraph | None:
     """A checked graph with both of its sorted views, made in a few launches: in training on batches of small graphs,
-    everything else would take longer than attention. ``None``: without edges, there is nothing to sort.
+    everything else would take longer than attention. ``None``: without edges, there is nothing to sort; and kernels
+    read plain memory, which tensors of a special kind (PyG's ``EdgeIndex``, fakes, those of torch.func) have not.
 
     The values are checked by the pass that reads them, and looked at when all else has been launched: the wait for the
     device is the last thing, and is also told whether rows are short enough to need no schedule.
@@ -69,7 +71,7 @@ def sorted_at_once(edge_index: Tensor, num_targets: int, num_sources: int) -> To
         ArgumentError: If an index is out of range.
     """
     num_edges = edge_index.shape[1]
-    if num_edges == 0:
+    if num_edges == 0 or not _is_plain(edge_index):
         return None
     from graphattn_kernels._sorting_triton import sort_edges  # on first use: it imports Triton
 
@@ -88,6 +90,11 @@ def sorted_at_once(edge_index: Tensor, num_targets: int, num_sources: int) -> To
         if length == 0:
             as_they_stand(view, found.numbers)
     return graph
+
+
+def _is_plain(x: Tensor) -> bool:
+    watched = torch._C._len_torch_dispatch_stack() > 0 or torch._C._are_functorch_transforms_active()
+    return type(x) is Tensor and not watched
 
 
 def from_csr(

@@ -59,9 +59,11 @@ def sort_edges(edge_index: Tensor, num_targets: int, num_sources: int, dtype: to
     t_ptr, s_ptr, numbers = (
         torch.empty(size, dtype=dtype, device=device) for size in (num_targets + 1, num_sources + 1, longer)
     )
+    numbers_given = edges, num_targets, num_sources, *edge_index.stride()
     kind = (
         *(edge_index.get_device(), edge_index.dtype, key.dtype, dtype),
-        max(edges, longer, *edge_index.stride()) >= _WIDE,
+        # Each by itself: a compiled kernel is called with the widths it was compiled for.
+        None if max(numbers_given) < _WIDE else tuple([n > _WIDE for n in numbers_given]),
     )
     steps = edges.bit_length()
     with guard(edge_index):

@@ -23,6 +23,7 @@ __all__ = [
     "aligned",
     "dense_rows",
     "guard",
+    "is_dense",
     "join",
     "launch",
     "next_power_of_2",
@@ -157,9 +158,15 @@ def padded(width: int) -> int:
     return max(16, next_power_of_2(width))
 
 
+def is_dense(shape: tuple[int, ...], steps: tuple[int, ...]) -> bool:
+    """Whether kernels take rows ``[B, N, H, D]`` with these strides: channels are dense, and the type of the stride
+    holds the offsets of a block of up to 128 rows."""
+    return (steps[3] == 1 or shape[3] == 1) and (shape[1] == 1 or not 2**24 <= steps[1] < 2**31)
+
+
 def dense_rows(x: Tensor) -> Tensor:
     """``x [B, N, H, D]`` with its channels dense; the other strides are free, as in a packed projection."""
-    return aligned(x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous())
+    return aligned(x if is_dense(x.shape, x.stride()) else x.contiguous())
 
 
 @lru_cache(1024)

@@ -87,6 +87,68 @@ def test_what_is_more_than_a_linear_map_is_called() -> None:
     agree(x, normed, project_together(x, normed))
 
 
+def test_a_forward_of_its_own_is_called() -> None:
+    """As by those who move weights to where they are needed."""
+    x, linears = rows(), maps()
+    plain = linears[1].forward
+    linears[1].forward = lambda x: 2 * plain(x)  # type: ignore[method-assign]
+    agree(x, linears, project_together(x, linears))
+
+
+def test_hooks_on_all_modules_are_called() -> None:
+    x, linears, seen = rows(), maps(), []
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        project_together(x, linears)
+    finally:
+        hook.remove()
+    assert seen == [*linears]
+
+
+def test_weights_of_a_kind_of_their_own_are_left_to_it() -> None:
+    """As of quantised maps."""
+
+    class Doubled(torch.nn.Parameter):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            with torch._C.DisableTorchFunctionSubclass():
+                result = func(*args, **(kwargs or {}))
+            return 2 * result if func is torch.nn.functional.linear else result
+
+    x, linears = rows(), maps()
+    expected = 2 * linears[1](x)
+    linears[1].weight = Doubled(linears[1].weight.detach())
+    torch.testing.assert_close(project_together(x, linears)[1], expected)
+
+
+def test_maps_of_several_dtypes_are_not_joined() -> None:
+    x, linears = rows(), (*maps(), Linear(3, 2))
+    with pytest.raises(RuntimeError, match="dtype"):
+        project_together(x, linears)
+
+
+def test_maps_that_do_not_learn_and_second_derivatives() -> None:
+    x, linears = rows(), maps()
+    linears[0].weight.requires_grad_(False)
+    sum(out.sum() for out in project_together(x, linears)).backward()  # type: ignore[union-attr]
+    assert linears[0].weight.grad is None and linears[1].weight.grad is not None
+    leaves = [x, *linears[1].parameters(), *linears[2].parameters()]
+    assert torch.autograd.gradgradcheck(lambda x, *_: tuple(y.sin() for y in project_together(x, linears)), leaves)
+
+
+def test_through_torch_func(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, conv = rows().detach()[:, :3], TransformerConv(3, 2, heads=2, backend="reference").double()
+    edge_index = torch.tensor([[0, 1, 2, 4, 0], [1, 2, 0, 3, 3]])
+    parameters = {name: p.detach() for name, p in conv.named_parameters()}
+
+    def slope() -> dict[str, Tensor]:
+        return torch.func.grad(lambda p: torch.func.functional_call(conv, p, (x, edge_index)).sin().sum())(parameters)
+
+    found = slope()
+    monkeypatch.setattr(_packed, "_pays", lambda x, width: False)
+    torch.testing.assert_close(found, slope())
+
+
 def test_a_wrapper_without_widths_is_called() -> None:
     """As adapters do, which put a module of another kind in the place of the map."""
     conv = TransformerConv(3, 2, heads=2)

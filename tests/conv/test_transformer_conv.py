@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,15 +52,26 @@ def assert_same(theirs: list[Tensor | None], ours: list[Tensor | None]) -> None:
 
 @pytest.fixture
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Projections in one product, and rows of edges inside the kernel."""
+    """Projections in one product."""
     monkeypatch.setattr(_packed, "_pays", lambda x, width: True)
-    monkeypatch.setattr(TransformerConv, "_takes_rows", lambda self, attr: attr.shape[1] > self.out_channels)
 
 
 @pytest.mark.usefixtures("as_on_cuda")
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))
 def test_equals_pyg_as_on_cuda(sample: Any, options: dict[str, Any]) -> None:
     test_equals_pyg(sample, options)
+
+
+@pytest.mark.parametrize(
+    ("channels", "edge_dim", "backend", "taken"),
+    [(8, 9, "auto", True), (8, 8, "auto", False), (8, 9, "gather", False), (256, 300, "auto", True)]
+    + [(257, 300, "auto", False), (257, 300, "gather", False)],
+)
+def test_rows_of_edges_go_where_a_kernel_reads_them(channels: int, edge_dim: int, backend: str, taken: bool) -> None:
+    """Others would copy keys and values for each edge, or refuse heads of so many channels."""
+    require_or_skip("triton")
+    attr = SimpleNamespace(is_cuda=True, device=torch.device("cuda"), shape=(5, edge_dim))
+    assert TransformerConv(3, channels, edge_dim=edge_dim, backend=backend)._takes_rows(attr) == taken  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))

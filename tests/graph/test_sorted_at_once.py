@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +44,7 @@ GRAPHS = {
     "int32": (random_edges(50, 50, 400).int(), 50, 50),
     "strided": (random_edges(50, 50, 400).t().contiguous().t(), 50, 50),
     "every other": (random_edges(50, 50, 400)[:, ::2], 50, 50),
+    "keys that 32 bits just hold": (random_edges(46340, 46339, 300), 46340, 46339),
     "keys beyond 32 bits": (random_edges(46400, 46400, 300), 46400, 46400),
 }
 
@@ -94,6 +97,34 @@ def test_what_is_known_is_forgotten_with_the_graph() -> None:
     assert not any(key in _schedule._schedules for key in keys)
 
 
+def test_kinds_of_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are compiled for the widths of whole numbers, each by itself. Nothing runs, so that sizes may be any."""
+    kernels = importlib.import_module("graphattn_kernels._sorting_triton")
+    seen: dict[Any, Any] = {}
+
+    def launch(kernel: Any, grid: Any, args: tuple[Any, ...], constants: Any, kind: Any) -> None:
+        looks = [x.dtype if isinstance(x, Tensor) else x >= 2**31 for x in args]
+        assert seen.setdefault((id(kernel), kind), looks) == looks
+
+    class Sized:
+        """As much as is asked for, in no memory."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+        @staticmethod
+        def empty(size: Any, *, dtype: torch.dtype, device: Any) -> Tensor:
+            return torch.zeros((), dtype=dtype, device=device).expand(size)
+
+    monkeypatch.setattr(kernels, "launch", launch)
+    monkeypatch.setattr(kernels, "torch", Sized())
+    wide, few = 2**31 + 5, torch.zeros(6, dtype=torch.int64, device=DEVICE)
+    for strides in ((3, 1), (1, 2), (3, wide)):
+        for targets, sources in ((4, 4), (wide, 4), (4, wide), (2**31 - 1, 4), (wide, wide)):
+            kernels.sort_edges(few.as_strided((2, 1), strides), targets, sources, torch.int32)
+    assert len(seen) > 9
+
+
 @pytest.mark.parametrize("bad", [-1, 5, 2**40, -(2**40)])
 @pytest.mark.parametrize("row", [0, 1])
 @pytest.mark.parametrize("at", [0, 150, 299])
@@ -128,3 +159,24 @@ def test_a_graph_on_cuda_is_made_so() -> None:
     assert batch.num_members == 2 and torch.equal(batch.edge_index, within)
     with pytest.raises(ArgumentError, match="join two members"):
         TokenGraph.from_edge_index(torch.tensor([[0], [30]], device=DEVICE), 50, ptr=ptr)
+
+
+def test_what_has_no_plain_memory_is_left_to_others() -> None:
+    """A kernel would read from the address of a wrapper, which is none."""
+    edge_index = random_edges(5, 5, 20)
+    special: Tensor = edge_index.as_subclass(type("Special", (Tensor,), {}))
+    assert sorted_at_once(special, 5, 5) is None
+    made = TokenGraph.from_edge_index(special, 5)
+    assert torch.equal(made.edge_index, edge_index)
+    found = torch.func.grad(lambda x: x * TokenGraph.from_edge_index(edge_index, 5).num_edges)(torch.ones(()))
+    assert found == 20
+    left = torch.func.grad(lambda x: x if sorted_at_once(edge_index, 5, 5) is None else 0 * x)(torch.ones(()))
+    assert left == 1
+
+
+def test_an_edge_index_of_pyg() -> None:
+    pyg = pytest.importorskip("torch_geometric")
+    edge_index = random_edges(5, 5, 20)
+    special = pyg.EdgeIndex(edge_index, sparse_size=(5, 5))
+    assert sorted_at_once(special, 5, 5) is None
+    assert torch.equal(TokenGraph.from_edge_index(special, 5).edge_index, edge_index)

@@ -94,6 +94,50 @@ def test_values_and_gradients(
         torch.testing.assert_close(torch.zeros_like(leaf) if mine is None else mine, other, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.skipif(CUDA, reason="on the CPU only")
+@pytest.mark.parametrize("numbered", [True, False], ids=["numbered", "in order"])
+@pytest.mark.parametrize(("heads", "width"), [(3, 5), (4, 16)])
+def test_numba_with_cut_hubs_and_threads(
+    heads: int, width: int, numbered: bool, monkeypatch: pytest.MonkeyPatch, draw: Any
+) -> None:
+    """Long rows of targets and of sources, with dropout: equal to gather, and the same bits with every number of
+    threads. Edges in the order of the targets have no numbers in the graph."""
+    _numba = pytest.importorskip("graphattn_kernels._numba")
+    monkeypatch.setattr(_numba, "_LONGEST", 70)  # more than a block of edges
+    monkeypatch.setattr(_numba, "_SERIAL", 0)
+    edges = torch.randint(40, (2, 900), generator=torch.Generator().manual_seed(1))
+    edges[1, :200], edges[0, -200:] = 5, 7
+    if numbered:
+        structure = TokenGraph.from_edge_index(edges, num_tokens=41).structure
+        assert structure.by_target.edge_id is not None
+    else:
+        edges = edges[:, (41 * edges[1] + edges[0]).argsort()]
+        rowptr = torch.searchsorted(edges[1].contiguous(), torch.arange(42)).int()
+        structure = TokenGraph.from_csr(rowptr, edges[0].int(), num_sources=41).structure
+        assert structure.by_target.edge_id is None
+    inputs = [draw(n, heads, width).requires_grad_() for n in (41, 41, 41, 900)]
+    q, k, v, rows = inputs
+    options = {"clamp": 1.5, "dropout_p": 0.3, "dropout_seed": torch.tensor([3, 5])}
+
+    def everything(backend: str) -> list[Tensor]:
+        out, lse = csr_attention(structure, q, k, v, edge_rows=rows, backend=backend, **options)
+        slope = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).view_as(out)
+        total = (out * slope).sum() + lse[:40].square().sum()  # nobody asks at the last target: -inf
+        return [out.detach(), lse.detach(), *torch.autograd.grad(total, inputs)]
+
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(everything("numba"))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found[0], everything("gather"), rtol=1e-9, atol=1e-9)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_dropout_drops_the_same_edges_everywhere(backend: str) -> None:
     """With the gradient: what is dropped has none."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -30,6 +32,19 @@ def module(name: str) -> Any:
     return importlib.import_module(f"graphattn_kernels.{name}.impl.triton.launch")
 
 
+@cache
+def examiner(kernel: Any) -> Callable[..., Any]:
+    """Triton's own look at the arguments of a kernel: what it compiles for."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+    from triton.runtime.jit import JITFunction, create_function_from_signature
+
+    if not isinstance(kernel, JITFunction):  # the interpreter's
+        names = "do_not_specialize", "do_not_specialize_on_alignment"
+        kernel = JITFunction(kernel.fn, **{name: kernel.kwargs[name] for name in names})
+    return create_function_from_signature(kernel.signature, kernel.params, make_backend(GPUTarget("cuda", 90, 32)))
+
+
 class Recorder:
     """Stands in for ``launch``: nothing runs, and kinds are compared with what they stand for."""
 
@@ -41,9 +56,8 @@ class Recorder:
         self, kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], constants: dict[str, Any], kind: Any = None
     ) -> None:
         assert kind is not None  # else every argument is looked at, every time
-        # Triton is told not to compile for whole numbers, but it does for whether they are wide.
-        looks = [-(2**31) <= x < 2**31 if isinstance(x, int) else TRITON._kind(x) for x in args]
-        compiled = tuple(constants.items()), tuple(looks)
+        _, looks, options = examiner(kernel)(*args, **constants)
+        compiled = looks, options, {x.get_device() for x in args if isinstance(x, Tensor)}
         assert self.seen.setdefault((id(kernel), kind), compiled) == compiled
         self.launches += 1
 
@@ -73,10 +87,24 @@ def inputs(tokens: int, heads: int, widths: tuple[int, int], dtype: torch.dtype,
     return [torch.zeros(2, tokens, heads, n, device=DEVICE, dtype=dtype) for n in (d, d, dv)]
 
 
-def both_ways(kernels: Any, graph: Any, x: list[Tensor], scale: float, clamp: float | None, with_lse: bool) -> None:
+def moved(x: Any) -> Any:
+    """The same numbers from an address on that is no multiple of 16."""
+    return x if x is None else torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+
+def both_ways(
+    kernels: Any,
+    graph: Any,
+    x: list[Tensor],
+    scale: float,
+    clamp: float | None,
+    with_lse: bool,
+    saved: Callable[[Tensor], Tensor] = lambda y: y,
+) -> None:
     out, lse = kernels.forward(graph, *x, scale, clamp)
     assert out.shape == (*x[0].shape[:3], x[2].shape[3]) and out.dtype == x[2].dtype
     assert lse.shape == x[0].shape[:3] and lse.dtype == torch.float32
+    out, lse = saved(out), saved(lse)
     grads = kernels.backward(graph, *x, scale, clamp, out, lse, out, lse if with_lse else None)
     assert all(grad.shape == y.shape and grad.is_contiguous() for grad, y in zip(grads, x, strict=True))
 
@@ -123,6 +151,82 @@ def test_lists(causal: bool, own: bool, recorder: Recorder) -> None:
     assert len(recorder.seen) < recorder.launches
 
 
+def strange_inputs(n: int) -> Iterator[list[Tensor]]:
+    """Layouts and sizes that differ from each other in one thing."""
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, device=DEVICE, dtype=torch.float16)
+
+    plain = zeros(2, n, 3, 16)
+    yield [plain, plain, plain]
+    yield [plain[:1], plain[:1], plain[:1]]
+    yield [plain[:, :, :1], plain[:, :, :1], plain[:, :, :1]]
+    yield [plain, plain, zeros(2, n, 3, 1)]
+    yield [plain[..., :1], plain[..., :1], plain]
+    shared = zeros(2, n, 1, 16).expand(-1, -1, 3, -1)
+    shifted = zeros(2, n, 1, 17)[..., 1:].expand(-1, -1, 3, -1)
+    turned = zeros(2, 3, n, 16).transpose(1, 2)
+    far = [torch.empty_strided((2, n, 3, 16), step, device="meta", dtype=torch.float16) for step in (
+        (2**31, 48, 16, 1), (2**31 - 16, 48, 16, 1), (48, 2**31, 16, 1), (48, 96, 2**33, 1), (2**31, 2**32, 2**33, 1)
+    )]  # fmt: skip
+    for x in (shared, shifted, turned, plain[..., ::2].repeat_interleave(2, -1)):
+        yield from ([x, plain, plain], [plain, x, plain], [plain, plain, x])
+    if DEVICE == "cpu":  # where addresses do not matter
+        meta = plain.to("meta")
+        for x in far:
+            yield from ([x, meta, meta], [meta, x, meta], [meta, meta, x])
+
+
+@pytest.mark.parametrize("chunk", [1, 32])
+def test_tiles_of_strange_inputs(chunk: int, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = module("block_attention")
+    monkeypatch.setattr(launches, "_CHUNK", chunk)
+    schedule_of = launches.plan_of
+
+    def views(view: Any, size: int) -> Any:
+        schedule = schedule_of(view, size)
+        return schedule._replace(**{name: moved(getattr(schedule, name)) for name in ("row", "begin", "end")})
+
+    for plan_of, saved, block, n in product((schedule_of, views), (torch.clone, moved), (32, 64), (1, 64, 70)):
+        monkeypatch.setattr(launches, "plan_of", plan_of)
+        blocks = from_mask(torch.ones(1, n, n, dtype=torch.bool, device=DEVICE), block, block)
+        if saved is moved:
+            by_target, by_source = (type(view)(view.ptr, *map(moved, view[1:])) for view in blocks[:2])
+            blocks = blocks._replace(by_target=by_target, by_source=by_source)
+        for x in strange_inputs(n):
+            for clamp in (None, 1, 16, 3.0, 2**40):  # Triton compiles for whole numbers, even for which
+                both_ways(launches, blocks, x, 1, clamp, True, saved)
+
+
+def test_lists_of_strange_inputs(recorder: Recorder) -> None:
+    launches = module("list_attention")
+    for n, block, causal, saved in product((1, 64, 70), (1, 16, 300), (False, True), (torch.clone, moved)):
+        for room in {0, 1, n}:
+            index = torch.arange(room, device=DEVICE).int().expand(1, -(-n // block), -1).contiguous()
+            length = torch.full(index.shape[:2], room // 2, dtype=torch.int32, device=DEVICE)
+            for lengths, wide in product((None, length, moved(length)), (torch.int32, torch.int64)):
+                listed = moved(index.to(wide)) if saved is moved else index.to(wide)
+                lists = SourceLists(listed, lengths, None, n, n, block, "", causal, False, block >= n)
+                for x, clamp in zip(strange_inputs(n), (None, 1, 16, 3.0, 2**40) * 20, strict=False):
+                    both_ways(launches, lists, x, 1, clamp, True, saved)
+
+
+def test_rows_far_apart(recorder: Recorder) -> None:
+    """Offsets of rows are numbers of 32 bits where these hold them: a block's rows times the stride, or any source."""
+    far = torch.empty_strided((2, 70, 3, 16), (48, 2**25, 16, 1), device="meta")
+    near = TRITON.dense_rows(far)
+    assert near.is_contiguous() and TRITON.dense_rows(near) is near
+    wider = torch.empty_strided((2, 70, 3, 16), (48, 2**31, 16, 1), device="meta")
+    assert TRITON.dense_rows(wider) is wider  # in 64 bits anyway
+    seen: list[torch.dtype] = []
+    for step in (2**20, 2**23, 2**31):
+        x = torch.empty_strided((1, 400, 1, 16), (0, step, 16, 1), device="meta")
+        index = torch.zeros(1, 25, 7, dtype=torch.int32, device="meta")
+        lists = SourceLists(index, None, None, 400, 400, 16, "", False, False, False)
+        seen.append(module("list_attention")._Call(lists, x, x, x, 0.5, None).lists.index.dtype)
+    assert seen == [torch.int32, torch.int64, torch.int64]
+
+
 def test_plans_are_looked_up(recorder: Recorder) -> None:
     """Equal calls find what shapes decide, in either direction."""
     blocks = from_mask(torch.ones(1, 40, 40, dtype=torch.bool, device=DEVICE), 32, 32)
@@ -154,7 +258,8 @@ def test_a_list_ends_where_its_last_target_does() -> None:
             used = lists.used()
             entries = index if used is None else index.masked_fill(~used, 1000)
             expected = torch.searchsorted(entries, last.int(), right=True, out_int32=True)
-            there = lists._replace(**{n: x.to(DEVICE) for n, x in lists._asdict().items() if isinstance(x, Tensor)})
+            here: list[Any] = [x.to(DEVICE) if isinstance(x, Tensor) else x for x in lists]
+            there = SourceLists(*here)
             assert torch.equal(strip_ends(there, rows, strips).cpu(), expected)
 
 

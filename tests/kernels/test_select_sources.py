@@ -61,7 +61,9 @@ def test_forced_sources_come_on_top(backend: str) -> None:
     assert mask[0].int().tolist() == [[1, 0, 0, 1]] * 2
 
 
-@pytest.mark.parametrize(("sources", "dtype"), [(1, torch.bfloat16), (33, torch.float16), (100, torch.float32)])
+@pytest.mark.parametrize(
+    ("sources", "dtype"), [(1, torch.bfloat16), (33, torch.float16), (100, torch.float32), (102, torch.bfloat16)]
+)
 @pytest.mark.triton
 @pytest.mark.skipif(not TRITON, reason="needs triton, CUDA or TRITON_INTERPRET=1")
 def test_triton_is_the_definition(sources: int, dtype: torch.dtype) -> None:
@@ -78,6 +80,14 @@ def test_triton_is_the_definition(sources: int, dtype: torch.dtype) -> None:
         used = torch.arange(index.shape[-1], device=DEVICE) < length.unsqueeze(-1)
         assert torch.equal(index[used], expected[used])
     assert torch.equal(*(select_bits(x, at=0.5, backend=b) for b in ("triton", "reference")))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_number_is_not_rounded_to_the_dtype_of_scores(backend: str) -> None:
+    x = torch.tensor([[[0.3, 0.0, -0.0, 0.5]]], device=DEVICE)  # 0.3 in float16 is a little more
+    for at, chosen in ((0.3, [[[1, 0, 0, 1]]]), (-1e-45, [[[1, 1, 1, 1]]])):
+        mask = unpack(select_bits(x.half(), at=at, backend=backend), 4)
+        assert mask.int().tolist() == chosen
 
 
 def ordering_cases(sources: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from graphattn_kernels._calls import check_rows, lacks, triton_or
@@ -95,6 +96,9 @@ def _check(blocks: Blocks, q: Tensor, k: Tensor, v: Tensor) -> bool:
     view = blocks.by_target
     if view.ptr.device != q.device:
         raise ArgumentError(f"the graph must be on the device of q, {q.device}, got {view.ptr.device}")
+    for x in (*view, *blocks.by_source, blocks.target, blocks.source):
+        if x is not None and x.dtype != torch.int32:
+            raise ArgumentTypeError(f"the arrays of the graph must be int32, got {x.dtype}")
     batch = q.shape[0] if q.dim() == 4 else 1
     rows = blocks.copies(batch, q.shape[-2]) * blocks.target_blocks
     if view.num_rows != rows:

@@ -15,9 +15,9 @@ from graphattn_kernels.errors import ArgumentError, ArgumentTypeError, BackendEr
 from graphattn_kernels.segment_sum import spread
 from graphattn_kernels.structure import Structure, edges_as_sources
 
-__all__ = ["attend_checked", "check_channels", "csr_attention", "default_scale", "select"]
+__all__ = ["TRITON_WIDTH", "attend_checked", "check_channels", "csr_attention", "default_scale", "select"]
 
-_TRITON_WIDTH = 256  # a row of one head stays in the registers of one warp
+TRITON_WIDTH = 256  # a row of one head stays in the registers of one warp
 
 
 def csr_attention(
@@ -59,7 +59,7 @@ def csr_attention(
         edge_gate: ``[E, H, D]`` multiplied with q * k in each channel (added to q + k in the additive score), in the
             caller's edge order.
         edge_rows: ``[E, H, D]`` added to the keys and the values that edges carry, in the caller's edge order: dot
-            score only, where D_v is D, without gate and product. Backends but ``"triton"`` add them to copies.
+            score only, where D_v is D, without gate and product. ``"gather"`` and ``"reference"`` add them to copies.
         att: ``[H, D]``, the vector w of the additive score; default: ones.
         negative_slope: Slope of the LeakyReLU; makes the score additive.
         scale: Factor sigma; default ``D ** -0.5`` for the dot score, else 1.
@@ -114,7 +114,7 @@ def attend_checked(structure: Structure, inputs: Inputs, name: str) -> tuple[Ten
     """The operation for callers that have checked all that :func:`csr_attention` checks (channels by
     :func:`check_channels`), with a backend that :func:`select` gave: on a small graph, looking twice takes longer than
     the kernel."""
-    if inputs.edge_rows is not None and name != "triton":
+    if inputs.edge_rows is not None and name in ("gather", "reference"):
         structure, inputs = _with_a_source_for_each_edge(structure, inputs, name)
     if name == "reference":
         return reference.csr_attention(structure, inputs)
@@ -137,10 +137,10 @@ def select(backend: str, q: Tensor, v: Tensor) -> str:
         BackendError: If a backend that was named cannot run here; the text says why.
     """
     name = choose(backend, q.device)
-    if name == "triton" and max(q.shape[-1], v.shape[-1]) > _TRITON_WIDTH:
+    if name == "triton" and max(q.shape[-1], v.shape[-1]) > TRITON_WIDTH:
         if backend != "auto":
             raise BackendError(
-                f"backend 'triton' takes at most {_TRITON_WIDTH} channels a head, got q {list(q.shape)} and "
+                f"backend 'triton' takes at most {TRITON_WIDTH} channels a head, got q {list(q.shape)} and "
                 f"v {list(v.shape)}; use 'gather' or 'auto'"
             )
         name = "gather"

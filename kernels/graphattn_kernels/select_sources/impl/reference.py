@@ -19,7 +19,8 @@ def chosen(scores: Tensor, k: int, at: float, always: Tensor | None, full: Tenso
         row, column = torch.arange(scores.shape[1], device=scores.device), torch.arange(scores.shape[2])
         forced = forced | (column.to(scores.device) // own == row[:, None])
     if k < 0:
-        mask = scores > at
+        # In float32 at least: PyTorch rounds the number to a half type on a CPU, and not on CUDA.
+        mask = (scores.float() if scores.dtype.itemsize < 4 else scores) > at
     else:
         value, source = scores.masked_fill(forced, float("-inf")).sort(dim=-1, descending=True, stable=True)
         best = value[..., :k] != float("-inf")

@@ -146,6 +146,37 @@ def _top(score, forced, k, deviate, density, FORCED: tl.constexpr, SPARE: tl.con
     return keep, (before & 0xFFFF) + tl.minimum(equals, missing)
 
 
+@triton.jit
+def _apart(x):
+    """The four columns of ``x [runs, 4]``, which stay with their threads."""
+    even, odd = tl.split(tl.reshape(x, (x.shape[0], 2, 2)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def _load_column(SCORES, at, sources):
+    return tl.load(SCORES + at, mask=at < sources, other=float("-inf"))
+
+
+@triton.jit
+def _together(SCORES, run, sources):
+    """The inverse, of scores: ``[runs, 4]``."""
+    even = tl.join(_load_column(SCORES, run * 4, sources), _load_column(SCORES, run * 4 + 2, sources))
+    odd = tl.join(_load_column(SCORES, run * 4 + 1, sources), _load_column(SCORES, run * 4 + 3, sources))
+    return tl.reshape(tl.join(even, odd), (run.shape[0], 4))
+
+
+@triton.jit
+def _store_runs(INDEX, place, fits, run):
+    """Store the sources that fit at their places, column by column: stored as they stand, ``[runs, 4]``, neighbours
+    would first be dealt to different threads, as Triton does where it does not know that addresses are in a row."""
+    places, fit = _apart(place), _apart(fits)
+    for i in tl.static_range(4):
+        tl.store(INDEX + places[i], run * 4 + i, mask=fit[i])
+
+
 @triton.jit(do_not_specialize=_RUNTIME)
 def select_kernel(
     SCORES, ALWAYS, FULL, WORDS, INDEX, LENGTH, rows, sources, words, k, room, at, own, deviate, density,
@@ -167,7 +198,11 @@ def select_kernel(
     if OWN:
         forced = there & (forced | (column // own == row))
     if TOP:
-        score = _wide(tl.load(SCORES + number * sources + column, mask=there, other=float("-inf")), SPARE)
+        if ALIGN < RUN:  # neighbours that are not loaded at once would be dealt to different threads
+            score = _together(SCORES + number * sources, run, sources)
+        else:
+            score = tl.load(SCORES + number * sources + column, mask=there, other=float("-inf"))
+        score = _wide(score, SPARE)
         if FORCED:
             score = tl.where(forced, float("-inf"), score)
         keep, place = _top(score, forced, k, deviate, density, FORCED, SPARE)
@@ -189,9 +224,7 @@ def select_kernel(
         if CUT:
             fits = keep & (place <= room)
             length = tl.minimum(length, room)
-        # Not so, but now neighbours stay with their thread. Each is stored by itself, as the mask differs.
-        at_ = tl.multiple_of(tl.max_contiguous(INDEX + number * room + place - 1, (1, RUN)), (1, 4 * RUN))
-        tl.store(at_, column, mask=fits)
+        _store_runs(INDEX + number * room - 1, place, fits, run)
         tl.store(LENGTH + number, length)
         for start in range(length, room, P // RUN):  # what is not in use is some source or other
             tl.store(INDEX + number * room + start + run, tl.zeros([P // RUN], tl.int32), mask=start + run < room)
@@ -248,6 +281,6 @@ def _launch(
             "num_stages": 1,
             "maxnreg": 128 if warps < 32 and width > 512 * warps else 64,  # 16 warps a multiprocessor, or 32
         }
-        k = max(k, 0)
+        k = min(max(k, 0), sources)
         args = (scores, *masks, *outs, rows, sources, words, k, room, float(at), max(own, 1), *_guess(k, sources))
         launch(select_kernel, (copies * rows, 1, 1), args, constants)

@@ -12,6 +12,7 @@ import triton.language as tl
 from graphattn_kernels.block_attention.impl.triton.primitives import (
     LOG2E,
     RUNTIME,
+    SINGLE,
     bounded,
     dot,
     edges,
@@ -30,7 +31,7 @@ from graphattn_kernels.block_attention.impl.triton.primitives import (
 __all__ = ["column_kernel", "row_kernel", "sum_kernel"]
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=SINGLE)
 def row_kernel(
     Q, K, V, OUT, LSE, GRAD_OUT, GRAD_LSE, STATS, GRAD_Q, INDEX, SLOT, MASK, TARGET, SOURCE, ROW, BEGIN, END, PART_Q,
     num_runs, num_parts, shared,
@@ -106,7 +107,7 @@ def row_kernel(
     store_rows(GRAD_Q, 0, at_head, D, valid, grad_q, D, DP)
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=SINGLE)
 def column_kernel(
     Q, K, V, GRAD_OUT, STATS, GRAD_K, GRAD_V, INDEX, SLOT, MASK, TARGET, SOURCE, ROW, BEGIN, END, PART_K, PART_V,
     num_runs, num_parts, shared,
@@ -189,7 +190,7 @@ def _sum_parts(
     store_rows(OUT, 0, at_head, D, valid, total, D, DP)
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=SINGLE)
 def sum_kernel(
     X, PART_X, Y, PART_Y, ORDER, HUB_ROW, PART_PTR, COUNT,
     num_hubs, shared, blocks, heads, num_tokens, places,

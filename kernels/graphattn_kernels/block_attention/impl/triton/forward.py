@@ -11,6 +11,7 @@ import triton.language as tl
 from graphattn_kernels.block_attention.impl.triton.primitives import (
     LOG2E,
     RUNTIME,
+    SINGLE,
     bounded,
     dot,
     edges,
@@ -39,7 +40,7 @@ def _store(OUT, LSE, at_head, valid, top, total, out, DV: tl.constexpr, DVP: tl.
     tl.store(LSE + at_head, lse, mask=valid)
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=SINGLE)
 def attend_kernel(
     Q, K, V, OUT, LSE, INDEX, SLOT, MASK, TARGET, SOURCE, ROW, BEGIN, END, PART_STATS, PART_OUT,
     num_runs, num_parts, shared,
@@ -103,7 +104,7 @@ def attend_kernel(
     _store(OUT, LSE, at_head, valid, top, total, out, DV, DVP)
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=SINGLE)
 def merge_kernel(
     OUT, LSE, PART_STATS, PART_OUT, TARGET, HUB_ROW, PART_PTR, COUNT,
     num_hubs, shared, blocks, heads, num_tokens, places,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graphattn_kernels._schedule import Schedule
-from graphattn_kernels._triton import aligned, dense_rows, guard, launch, number_of, padded, strides_of
+from graphattn_kernels._triton import aligned, dense_rows, guard, is_dense, launch, number_of, padded, strides_of
 from graphattn_kernels.block_attention.impl.triton.backward import column_kernel, row_kernel, sum_kernel
 from graphattn_kernels.block_attention.impl.triton.forward import attend_kernel, merge_kernel
 from graphattn_kernels.block_attention.impl.triton.plan import plan_of
@@ -87,7 +87,7 @@ class _Plan(NamedTuple):
     kind: int
     """Stands for what the kernels are compiled for, but for the arguments of a call that may be ``None``."""
     dense: bool
-    """Whether channels are, in every tensor."""
+    """Whether rows are, of every tensor."""
     shared: int
     """Batch entries and heads to a graph."""
     sizes: tuple[int, ...]
@@ -145,7 +145,7 @@ def _plan_of(dtype: torch.dtype, device: int, layouts: Any, graph: tuple[Any, ..
     rows, columns = -(-places // block_targets), -(-others // block_sources)
     return _Plan(
         number_of(kind),
-        all(steps[3] == 1 or shape[3] == 1 for shape, steps in layouts),
+        all(is_dense(*layout) for layout in layouts),
         shared,
         (rows, columns, heads, num_targets, num_sources, places, others, *strides),
         (*q_shape[:3], dv),
@@ -174,7 +174,7 @@ class _Call:
         self.inputs = q, k, v
         self.plan = plan
         self.orders = None if target is None else aligned(target), None if source is None else aligned(source)
-        self.options = scale, clamp or 0.0
+        self.options = float(scale), float(clamp or 0.0)  # Triton compiles for ints, even for which
 
     def parts(self, schedule: Schedule, *shapes: tuple[int, ...]) -> tuple[Tensor | None, ...]:
         """Room for what the parts of long rows give."""
@@ -261,7 +261,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     with guard(q):
-        grad_out = aligned(grad_out.contiguous())
+        out, lse, grad_out = [aligned(x.contiguous()) for x in (out, lse, grad_out)]
         grad_lse = None if grad_lse is None else aligned(grad_lse.contiguous())
         call = _Call(blocks, q, k, v, scale, clamp)
         plan, block, other = call.plan, blocks.block_targets, blocks.block_sources

@@ -15,6 +15,7 @@ import triton.language as tl
 __all__ = [
     "LOG2E",
     "RUNTIME",
+    "SINGLE",
     "bounded",
     "dot",
     "edges",
@@ -37,6 +38,9 @@ RUNTIME = (
     "num_runs num_parts num_hubs shared blocks target_blocks source_blocks heads num_tokens num_targets num_sources "
     "places target_places source_places q_b q_t q_h k_b k_t k_h v_b v_t v_h"
 ).split()
+
+# Arrays whose entries are loaded one at a time, so that nobody cares where they begin: parts of a schedule are views.
+SINGLE = "ROW BEGIN END HUB_ROW PART_PTR COUNT".split()
 
 
 # Triton's interpreter multiplies the bits of bfloat16 as if they were integers.

@@ -23,8 +23,8 @@ from graphattn_kernels._lanes import LANES, fetch, line_of, load, spread, store,
 from graphattn_kernels._lanes_functions import keep
 from graphattn_kernels._numba import inlined
 
-__all__ = ["BLOCK", "ask_for", "blocks_of", "carry", "clear", "dots", "drop", "edge_at", "filled", "row_at", "scores"]
-__all__ += ["take"]
+__all__ = ["BLOCK", "add_dots", "ask_for", "blocks_of", "carry", "clear", "dots", "drop", "edge_at", "filled", "row_at"]
+__all__ += ["scores", "take"]
 
 BLOCK = 64  # edges
 AHEAD = 32  # edges that a row is asked for before it is needed; 16 to 64 are much the same
@@ -80,21 +80,50 @@ def dots(shape: Any, block: Any, mine: Any, others: Any, scale: Any, parts: Any,
     """
     heads, width, _ = shape
     start, n, row, index, _ = block
-    blocks, lanes, size = blocks_of(shape), filled(heads), heads * width
-    whole = (blocks - 1) * LANES
-    rest = width - whole
+    lanes, size = filled(heads), heads * width
     for j in range(n):
-        a, b = row * size, row_at(index, start + j, size)
         ask_for(others, index, start + j, size)
-        for h in range(heads):
-            x = load(mine, a + whole, rest) * load(others, b + whole, rest)
-            for d in range(0, whole, LANES):
-                x = x + load(mine, a + d, LANES) * load(others, b + d, LANES)
-            store(parts, h * LANES, x, LANES)
-            a += width
-            b += width
+        _multiply(shape, mine, row * size, others, row_at(index, start + j, size), parts)
         for h in range(0, heads, LANES):
             store(result, j * lanes + h, totals(parts, h * LANES) * scale, LANES)
+
+
+@inlined
+def add_dots(
+    shape: Any, block: Any, edge_rows: Any, ends: Any, of_owner: bool, scale: Any, parts: Any, result: Any
+) -> None:
+    """Add ``scale`` times the products of the edges' own rows with those of one of their ends to ``result``.
+
+    Args:
+        ends: Rows of owners, or of the other ends.
+        of_owner: Which of them.
+        parts: See :func:`dots`.
+    """
+    heads, width, _ = shape
+    start, n, row, index, edge_id = block
+    lanes, size = filled(heads), heads * width
+    for j in range(n):
+        ask_for(edge_rows, edge_id, start + j, size)
+        a, b = row_at(edge_id, start + j, size), row * size if of_owner else row_at(index, start + j, size)
+        _multiply(shape, edge_rows, a, ends, b, parts)
+        for h in range(0, heads, LANES):
+            at = j * lanes + h
+            store(result, at, load(result, at, LANES) + totals(parts, h * LANES) * scale, LANES)
+
+
+@inlined
+def _multiply(shape: Any, x: Any, a: Any, y: Any, b: Any, parts: Any) -> None:
+    """Products of two rows, summed up to ``LANES`` numbers a head."""
+    heads, width, _ = shape
+    whole = (blocks_of(shape) - 1) * LANES
+    rest = width - whole
+    for h in range(heads):
+        z = load(x, a + whole, rest) * load(y, b + whole, rest)
+        for d in range(0, whole, LANES):
+            z = z + load(x, a + d, LANES) * load(y, b + d, LANES)
+        store(parts, h * LANES, z, LANES)
+        a += width
+        b += width
 
 
 @inlined

@@ -35,6 +35,7 @@ class _Arguments:
         self.half = q.dtype if q.dtype in _HALF and whole else None
         self.number = number = np.float64 if self.dtype == torch.float64 else np.float32
         self.q, self.k, self.v = self.rows(q), self.rows(inputs.k), self.rows(v)
+        self.edge_rows = self.rows(inputs.edge_rows)
         vectors = [-(-x.shape[2] // LANES) for x in (q, v)]
         known = (0,) * vectors[0] if vectors[0] == vectors[1] and vectors[0] in _WRITTEN_OUT else ()
         self.shapes = (*q.shape[1:], known), (*v.shape[1:], known)
@@ -63,6 +64,12 @@ class _Arguments:
             return np.empty(0, integer)
         return x.detach().contiguous().view(torch.int16).numpy().view(integer).reshape(-1)
 
+    def view(self, view: View) -> View:
+        """The same edges, with numbers where they have rows of their own, which are found by number."""
+        if self.edge_rows.size == 0 or view.edge_id is not None:
+            return view
+        return view._replace(edge_id=torch.arange(view.num_edges, dtype=view.index.dtype))
+
     def empty(self, *shape: int) -> Tensor:
         return empty(shape, self.dtype)
 
@@ -77,9 +84,9 @@ def forward(structure: Structure, inputs: Inputs) -> tuple[Tensor, Tensor, Tenso
     q, v = inputs.q, inputs.v
     out, lse = call.empty(q.shape[0], *v.shape[1:]), call.empty(*q.shape[:2])
     product = call.empty_rows((structure.num_edges, *q.shape[1:]) if inputs.need_product else None)
-    given = (*call.shapes, call.q, call.k, call.v, call.terms, call.bound, call.dropout, call.rows(product))
+    given = *call.shapes, call.q, call.k, call.v, call.edge_rows, call.terms, call.bound, call.dropout
     results = out.numpy(), lse.numpy()
-    hubs = run(passes.forward, structure.by_target, call.width, given, results)
+    hubs = run(passes.forward, call.view(structure.by_target), call.width, (*given, call.rows(product)), results)
     if hubs is not None:
         _merge(hubs, *results)
     return out.to(v.dtype), lse, product.to(q.dtype)
@@ -120,23 +127,28 @@ def backward(
     saved = call.rows(out), slopes, call.array(lse), call.array(grad_lse), stats
     run_rows(passes.prepare, q.shape[0], call.width, call.shapes[1], *saved)
     carried = call.empty(structure.num_edges * heads)  # which is the gradient of the bias, too
+    rows = inputs.edge_rows
     grad_gate = call.empty_rows(None if inputs.edge_gate is None else inputs.edge_gate.shape)
+    grad_rows = call.empty_rows(None if rows is None else rows.shape)
     grad_q, grad_k, grad_v = (call.empty(*x.shape) for x in (q, inputs.k, inputs.v))
     # The sum over all edges is made of one sum for each target, so that it does not depend on the threads.
     grad_att = call.empty(q.shape[0], *((0, 0) if inputs.att is None else inputs.att.shape))
 
     edges = slopes_product, carried.numpy()
-    given: tuple[Any, ...] = (*call.shapes, call.q, call.k, call.v, call.terms, call.bound, call.dropout, stats, slopes)
-    _run(passes.backward_sources, structure.by_source, call.width, (*given, *edges), (grad_k.numpy(), grad_v.numpy()))
-    given = call.shapes[0], call.q, call.k, call.terms, *edges, call.rows(grad_gate)
-    _run(passes.backward_targets, structure.by_target, call.width, given, (grad_q.numpy(), grad_att.numpy()))
+    options = call.terms, call.bound, call.dropout
+    given: tuple[Any, ...] = (*call.shapes, call.q, call.k, call.v, call.edge_rows, *options, stats, slopes, *edges)
+    view, results = call.view(structure.by_source), (grad_k.numpy(), grad_v.numpy())
+    _run(passes.backward_sources, view, call.width, (*given, call.rows(grad_rows)), results)
+    given = call.shapes[0], call.q, call.k, call.edge_rows, call.terms, *edges, call.rows(grad_gate)
+    view, results = call.view(structure.by_target), (grad_q.numpy(), grad_att.numpy())
+    _run(passes.backward_targets, view, call.width, given, results)
 
     gradients = [x.to(q.dtype) for x in (grad_q, grad_k, grad_v)]
     bias, gate, att = inputs.edge_bias, inputs.edge_gate, inputs.att
     absent = q.new_empty(0)
     gradients.append(absent if bias is None else carried.view(-1, heads).to(q.dtype))
     gradients.append(absent if gate is None else grad_gate.to(q.dtype))
-    gradients.append(q.new_empty(0))  # nor has the call edge_rows: see the API
+    gradients.append(absent if rows is None else grad_rows.to(q.dtype))
     gradients.append(absent if att is None else torch.from_numpy(grad_att.numpy().sum(0, np.float64)).to(q.dtype))
     return tuple(gradients)
 

@@ -11,6 +11,7 @@ from graphattn_kernels._lanes_functions import exp, log
 from graphattn_kernels._numba import compiled, inlined
 from graphattn_kernels.csr_attention.impl.numba.blocks import (
     BLOCK,
+    add_dots,
     ask_for,
     blocks_of,
     carry,
@@ -22,7 +23,7 @@ from graphattn_kernels.csr_attention.impl.numba.blocks import (
     scores,
     take,
 )
-from graphattn_kernels.csr_attention.impl.numba.sums import add_gradients, add_rows
+from graphattn_kernels.csr_attention.impl.numba.sums import add_gradients, add_rows, write_gradients
 
 __all__ = ["backward_sources", "backward_targets", "forward", "prepare"]
 
@@ -48,14 +49,15 @@ def _write(shape: Any, run: int, sums: Any, factor: Any, result: Any) -> None:
 @compiled()
 def forward(
     first: int, last: int, longest: int, rows: Any, begin: Any, end: Any, index: Any, edge_id: Any,
-    shape: Any, v_shape: Any, q: Any, k: Any, v: Any, terms: Any, bound: Any, dropout: Any, product: Any,
-    out: Any, lse: Any,
+    shape: Any, v_shape: Any, q: Any, k: Any, v: Any, edge_rows: Any, terms: Any, bound: Any, dropout: Any,
+    product: Any, out: Any, lse: Any,
 ) -> None:  # fmt: skip
     """Output and log-sum-exp of the runs ``first:last`` that are not longer than ``longest``; see :func:`_numba.run`.
 
     Args:
         shape: Of q and k; this and ``terms``: see ``blocks``.
         v_shape: Of v.
+        edge_rows: ``[E, H, D]``, or empty; where there are any, ``edge_id`` is not empty.
         bound: The clamp, or infinity.
         dropout: The two numbers of the seed, each below 2^32; a weight is dropped if its random bits are below the
             third; the others grow by the fourth, ``1 / (1 - p)``.
@@ -67,7 +69,7 @@ def forward(
     lanes, size = filled(heads), heads * blocks_of(v_shape) * LANES
     number = lse.dtype.type
     zero, half, infinity, lowest = number(0), number(0.5), number(np.inf), number(np.finfo(lse.dtype).min)
-    threshold, grow = dropout[2:]
+    scale, (threshold, grow) = terms[4], dropout[2:]
     score, parts = np.zeros(BLOCK * lanes, lse.dtype), np.zeros(lanes * LANES, lse.dtype)
     top, mass, factor = np.empty(lanes, lse.dtype), np.empty(lanes, lse.dtype), np.empty(lanes, lse.dtype)
     sums = np.empty(size, lse.dtype)
@@ -84,6 +86,8 @@ def forward(
             n = min(end[i] - start, BLOCK)
             block = start, n, row, index, edge_id
             scores(shape, block, q, k, terms, product, parts, score)
+            if edge_rows.size:
+                add_dots(shape, block, edge_rows, q, True, scale, parts, score)
             for h in range(0, heads, LANES):
                 before = load(top, h, LANES)
                 peak = before
@@ -110,6 +114,8 @@ def forward(
             if threshold:
                 drop(heads, block, dropout, score)
             add_rows(v_shape, block, score, v, True, sums)
+            if edge_rows.size:
+                add_rows(shape, (start, n, row, edge_id, edge_id), score, edge_rows, False, sums)
         for h in range(0, heads, LANES):
             # At least 1, that of the largest score; 0 where there is none above -inf.
             x = load(mass, h, LANES)
@@ -143,8 +149,8 @@ def prepare(first: int, last: int, v_shape: Any, out: Any, grad_out: Any, lse: A
 @compiled()
 def backward_sources(
     first: int, last: int, longest: int, rows: Any, begin: Any, end: Any, index: Any, edge_id: Any,
-    shape: Any, v_shape: Any, q: Any, k: Any, v: Any, terms: Any, bound: Any, dropout: Any,
-    stats: Any, grad_out: Any, grad_product: Any, carried: Any, grad_k: Any, grad_v: Any,
+    shape: Any, v_shape: Any, q: Any, k: Any, v: Any, edge_rows: Any, terms: Any, bound: Any, dropout: Any,
+    stats: Any, grad_out: Any, grad_product: Any, carried: Any, grad_edge_rows: Any, grad_k: Any, grad_v: Any,
 ) -> None:  # fmt: skip
     """What the edges of a source say, from the weights that the log-sum-exp gives again.
 
@@ -152,6 +158,7 @@ def backward_sources(
         stats: See :func:`prepare`.
         grad_product: ``[E, H, D]``, or empty.
         carried: ``[E, H]``, written: the gradient of the score.
+        grad_edge_rows: ``[E, H, D]``, written; empty where ``edge_rows`` is.
         grad_k: ``[runs, H, D]``, written.
         grad_v: ``[runs, H, D_v]``, written.
     """
@@ -183,6 +190,9 @@ def backward_sources(
                     ask_for(carried, edge_id, start + j, heads)
             scores(shape, block, k, q, terms, no_product, parts, weight)
             dots(v_shape, block, v, grad_out, one, parts, slope)
+            if edge_rows.size:
+                add_dots(shape, block, edge_rows, q, False, scale, parts, weight)
+                add_dots(shape, block, edge_rows, grad_out, False, one, parts, slope)
             if threshold:
                 for j in range(0, n * lanes, LANES):
                     store(factor, j, spread(grow), LANES)
@@ -203,6 +213,8 @@ def backward_sources(
             for j in range(0, n * lanes, LANES):
                 store(slope, j, load(slope, j, LANES) * scale, LANES)
             add_rows(v_shape, block, weight, grad_out, False, v_sums)
+            if edge_rows.size:
+                write_gradients(shape, block, slope, q, weight, grad_out, grad_edge_rows)
             if additive or gate.size or grad_product.size:
                 add_gradients(shape, block, k, q, terms, slope, grad_product, no_rows, False, k_sums, nothing)
             else:
@@ -214,7 +226,7 @@ def backward_sources(
 @compiled()
 def backward_targets(
     first: int, last: int, longest: int, rows: Any, begin: Any, end: Any, index: Any, edge_id: Any,
-    shape: Any, q: Any, k: Any, terms: Any, grad_product: Any, carried: Any, grad_gate: Any,
+    shape: Any, q: Any, k: Any, edge_rows: Any, terms: Any, grad_product: Any, carried: Any, grad_gate: Any,
     grad_q: Any, grad_att: Any,
 ) -> None:  # fmt: skip
     """What the edges of a target say, from what :func:`backward_sources` carried.
@@ -238,12 +250,15 @@ def backward_targets(
         clear(sums)
         clear(att_sums)
         for start in range(begin[i], end[i], BLOCK):
-            block = start, min(end[i] - start, BLOCK), row, index, edge_id
+            n = min(end[i] - start, BLOCK)
+            block = start, n, row, index, edge_id
             take(heads, block, carried, scale, slope)
             if additive or gate.size or grad_product.size:
                 add_gradients(shape, block, q, k, terms, slope, grad_product, grad_gate, True, sums, att_sums)
             else:
                 add_rows(shape, block, slope, k, True, sums)
+            if edge_rows.size:
+                add_rows(shape, (start, n, row, edge_id, edge_id), slope, edge_rows, True, sums)
         _write(shape, i, sums, ones, flat_q)
         if grad_att.size:
             _write(shape, i, att_sums, ones, flat_att)

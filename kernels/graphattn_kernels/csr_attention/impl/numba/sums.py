@@ -10,7 +10,7 @@ from graphattn_kernels._lanes import LANES, load, spread, store, where_larger
 from graphattn_kernels._numba import inlined
 from graphattn_kernels.csr_attention.impl.numba.blocks import ask_for, blocks_of, edge_at, filled, row_at
 
-__all__ = ["add_gradients", "add_rows"]
+__all__ = ["add_gradients", "add_rows", "write_gradients"]
 
 _TOGETHER = 8  # vectors that :func:`_add_together` writes out
 
@@ -153,3 +153,28 @@ def add_gradients(
                         x = x * load(gate, edge + d, count)
                 store(result, at, load(result, at, LANES) + x, LANES)
                 at += LANES
+
+
+@inlined
+def write_gradients(
+    shape: Any, block: Any, slopes: Any, q: Any, weight: Any, grad_out: Any, grad_edge_rows: Any
+) -> None:
+    """Write the gradients of the edges' own rows; the other ends are targets.
+
+    Args:
+        slopes: Gradients of the scores, times the scale.
+        weight: Of the values, after dropout.
+        grad_edge_rows: ``[E, H, D]``.
+    """
+    heads, width, _ = shape
+    start, n, _, index, edge_id = block
+    blocks, lanes, size = blocks_of(shape), filled(heads), heads * width
+    for j in range(n):
+        b, edge = row_at(index, start + j, size), row_at(edge_id, start + j, size)
+        for h in range(heads):
+            ds, w = spread(slopes[np.uintp(j * lanes + h)]), spread(weight[np.uintp(j * lanes + h)])
+            for i in range(blocks):
+                d = h * width + i * LANES
+                count = width - i * LANES if i == blocks - 1 else LANES
+                x = ds * load(q, b + d, count) + w * load(grad_out, b + d, count)
+                store(grad_edge_rows, edge + d, x, count)

@@ -136,7 +136,8 @@ class _Call:
             (-(-runs // constants["R"]), -(-constants["H"] // constants["HB"]), 1),
             (*self.tensors, *arrays, view.index, edge_id, row, begin, end, *parts, runs, num_parts, *self.numbers),
             constants,
-            (self.kind, view.index.dtype, edge_id is None, hubs is None),
+            # Three dtypes: what others have sorted may number edges in another than their ends.
+            (self.kind, view.index.dtype, row.dtype, None if edge_id is None else edge_id.dtype, hubs is None),
         )
 
     def tiles(self, step: _Pass, schedule: Schedule) -> int:
@@ -187,7 +188,7 @@ def backward(
     q, att = inputs.q, inputs.att
     heads, width, v_width = q.shape[1], q.shape[2], inputs.v.shape[2]
     with guard(q):
-        grad_out = aligned(grad_out.contiguous())
+        out, grad_out = aligned(out.contiguous()), aligned(grad_out.contiguous())
         grad_lse, grad_product = _dense(grad_lse), _dense(grad_product)
         call = _Call(inputs, grad_lse, grad_product)
         call.needs_edges |= grad_product is not None

@@ -12,6 +12,7 @@ from graphattn_kernels._triton import (
     aligned,
     dense_rows,
     guard,
+    is_dense,
     launch,
     next_power_of_2,
     number_of,
@@ -90,7 +91,9 @@ class _Plan(NamedTuple):
     kind: int
     """Stands for what the kernels are compiled for, but for the arguments of a call that may be ``None``."""
     dense: bool
-    """Whether channels are, in every tensor."""
+    """Whether rows are, of every tensor."""
+    far: bool
+    """Whether sources are so far apart that 32 bits do not hold their offsets."""
     sizes: tuple[int, ...]
     """Arguments of the passes over lists."""
     out: tuple[int, ...]
@@ -154,7 +157,8 @@ def _plan_of(
     kind = dtype, device, types, tuple([n >= 2**31 for n in strides]), *kinds
     return _Plan(
         number_of(kind),
-        all(steps[3] == 1 or shape[3] == 1 for shape, steps in layouts),
+        all(is_dense(*layout) for layout in layouts),
+        types[0] == torch.int32 and num_sources * max(strides[4], strides[7]) >= 2**31,
         (room, num_targets, num_sources, stride, heads, *strides),
         (*q_shape[:3], dv),
         tuple(q_shape[:3]),
@@ -182,10 +186,13 @@ class _Call:
         if not plan.dense or (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
             q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
             plan = _plan(q, k, v, *rest)
+        if plan.far:
+            index, arrays = index.long(), (*arrays[:2], (torch.int64, *types[1:]))
+            plan = _plan(q, k, v, arrays, *rest[1:])
         self.lists = SourceLists(index, length, target, *graph)
         self.inputs = q, k, v
         self.plan = plan
-        self.options = scale, clamp or 0.0
+        self.options = float(scale), float(clamp or 0.0)  # Triton compiles for ints, even for which
 
     def ends(self, which: _Pass) -> Tensor | None:
         """int32 ``[copies, blocks, strips]``: where each strip of targets may stop; ``None``: nowhere."""
@@ -243,7 +250,7 @@ def backward(
     """Gradients of q, k and v."""
     with guard(q):
         call = _Call(lists, q, k, v, scale, clamp)
-        grad_out = aligned(grad_out.contiguous())
+        out, lse, grad_out = [aligned(x.contiguous()) for x in (out, lse, grad_out)]
         grad_lse = None if grad_lse is None else aligned(grad_lse.contiguous())
         plan, written, has_lse = call.plan, call.lists, grad_lse is not None
         grad_q, grad_k, grad_v = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
