@@ -145,11 +145,11 @@ def backward(
 
     gradients = [x.to(q.dtype) for x in (grad_q, grad_k, grad_v)]
     bias, gate, att = inputs.edge_bias, inputs.edge_gate, inputs.att
-    absent = q.new_empty(0)
-    gradients.append(absent if bias is None else carried.view(-1, heads).to(q.dtype))
-    gradients.append(absent if gate is None else grad_gate.to(q.dtype))
-    gradients.append(absent if rows is None else grad_rows.to(q.dtype))
-    gradients.append(absent if att is None else torch.from_numpy(grad_att.numpy().sum(0, np.float64)).to(q.dtype))
+    gradients.append(q.new_empty(0) if bias is None else carried.view(-1, heads).to(q.dtype))  # no two are one tensor
+    gradients.append(q.new_empty(0) if gate is None else grad_gate.to(q.dtype))
+    gradients.append(q.new_empty(0) if rows is None else grad_rows.to(q.dtype))
+    total = None if att is None else torch.from_numpy(grad_att.numpy().sum(0, np.float64))
+    gradients.append(q.new_empty(0) if total is None else total.to(q.dtype))
     return tuple(gradients)
 
 
