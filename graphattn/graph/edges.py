@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-import torch
 from torch import Tensor
 
 from graphattn.graph import check
 from graphattn.graph.csr import Csc, Csr, index_dtype, sort_by_target
 from graphattn.graph.token_graph import TokenGraph
+from graphattn_kernels._library import is_plain
 from graphattn_kernels._schedule import as_they_stand
 
 __all__ = ["from_csr", "from_edge_index", "sorted_at_once"]
@@ -71,7 +71,7 @@ def sorted_at_once(edge_index: Tensor, num_targets: int, num_sources: int) -> To
         ArgumentError: If an index is out of range.
     """
     num_edges = edge_index.shape[1]
-    if num_edges == 0 or not _is_plain(edge_index):
+    if num_edges == 0 or not is_plain((edge_index,)):
         return None
     from graphattn_kernels._sorting_triton import sort_edges  # on first use: it imports Triton
 
@@ -90,11 +90,6 @@ def sorted_at_once(edge_index: Tensor, num_targets: int, num_sources: int) -> To
         if length == 0:
             as_they_stand(view, found.numbers)
     return graph
-
-
-def _is_plain(x: Tensor) -> bool:
-    watched = torch._C._len_torch_dispatch_stack() > 0 or torch._C._are_functorch_transforms_active()
-    return type(x) is Tensor and not watched
 
 
 def from_csr(

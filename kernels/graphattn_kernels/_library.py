@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["Packed", "autocast", "register"]
+__all__ = ["Packed", "autocast", "is_plain", "register"]
 
 _LIBRARY = torch.library.Library("graphattn", "FRAGMENT")
 
@@ -66,14 +66,14 @@ def register(
     if packed is None:
 
         def call(*args: Any) -> Any:
-            return direct(*args) if _is_plain(args) else operator(*args)
+            return direct(*args) if is_plain(args) else operator(*args)
 
     else:
         flat = packed.flat
 
         def call(*args: Any) -> Any:
             first, *rest = args
-            return direct(*args) if _is_plain(rest) else operator(*flat(first), *rest)
+            return direct(*args) if is_plain(rest) else operator(*flat(first), *rest)
 
     return call
 
@@ -98,7 +98,7 @@ def _of_object(function: Callable[..., Any], packed: Packed | None) -> Callable[
 _PLAIN = {Tensor, torch.nn.Parameter, type(None), bool, int, float, str}
 
 
-def _is_plain(args: Sequence[Any]) -> bool:
+def is_plain(args: Sequence[Any]) -> bool:
     """Whether nobody but autograd wants to know of the call: no compiler, no exporter, no tensor of a special kind.
 
     The dispatcher would convert every argument to and fro four times in a forward and backward pass.

@@ -29,6 +29,7 @@ __all__ = [
     "next_power_of_2",
     "number_of",
     "padded",
+    "planned",
     "split",
     "strides_of",
 ]
@@ -178,6 +179,28 @@ def strides_of(dtype: torch.dtype, *layouts: tuple[tuple[int, ...], tuple[int, .
     while any(n % align for n in (*strides, *(shape[3] for shape, _ in layouts))):
         align //= 2
     return tuple(strides), align
+
+
+def planned(plan_of: Callable[..., Any], rows: tuple[Tensor, ...], *rest: Any) -> tuple[Any, tuple[Tensor, ...]]:
+    """The plan of a call, looked up by all that shapes decide, and its rows ``[B, N, H, D]``: as they are, or copied by
+    :func:`dense_rows`.
+
+    Args:
+        plan_of: A cached function of the dtype, the device's number, the shape and strides of each of the rows, and
+            ``rest``, to a plan that says whether all of them are ``dense``.
+        rows: q, k and v.
+        rest: What else decides.
+    """
+    plan = _look_up(plan_of, rows, rest)
+    if not plan.dense or any(x.data_ptr() % 16 for x in rows):
+        rows = tuple([dense_rows(x) for x in rows])
+        plan = _look_up(plan_of, rows, rest)
+    return plan, rows
+
+
+def _look_up(plan_of: Callable[..., Any], rows: tuple[Tensor, ...], rest: tuple[Any, ...]) -> Any:
+    layouts = tuple([(x.shape, x.stride()) for x in rows])
+    return plan_of(rows[0].dtype, rows[0].get_device(), layouts, *rest)
 
 
 def guard(x: Tensor) -> AbstractContextManager[Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from itertools import product
-from typing import Any
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from graphattn.graph import TokenGraph
 from graphattn_kernels.structure import Structure, View
+from tests.kernels.launches import Recorder, moved
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if importlib.util.find_spec("triton") is None:
@@ -24,19 +24,6 @@ pytestmark = [
     pytest.mark.skipif(DEVICE == "cpu" and not TRITON._INTERPRETED, reason="needs CUDA or TRITON_INTERPRET=1"),
 ]
 INTEGERS = [(torch.int32, torch.int32), (torch.int64, torch.int64), (torch.int32, torch.int64), (torch.int32, None)]
-
-
-def looks_of(kernel: Any, args: tuple[Any, ...]) -> list[Any]:
-    """What Triton compiles for."""
-    told = getattr(kernel, "kwargs", None) or vars(kernel)  # the interpreter's, or Triton's own
-    value, alignment = (set(told[f"do_not_specialize{of}"]) for of in ("", "_on_alignment"))
-    looks: list[Any] = []
-    for name, x in zip(kernel.arg_names, args, strict=False):
-        if isinstance(x, Tensor):
-            looks.append((x.dtype, name in alignment or x.data_ptr() % 16 == 0))
-        else:
-            looks.append(x >= 2**31 if name in value and isinstance(x, int) else TRITON._kind(x))
-    return looks
 
 
 def with_integers(structure: Structure, ends: torch.dtype, edges: torch.dtype | None) -> Structure:
@@ -62,17 +49,8 @@ def tensor(layout: str, *shape: int) -> Tensor:
 def test_kinds(edges: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = importlib.import_module("graphattn_kernels.csr_attention.impl.triton.launch")
     inputs_of = importlib.import_module("graphattn_kernels.csr_attention.inputs").Inputs
-    seen: dict[Any, Any] = {}
-    launches = 0
-
-    def launch(kernel: Any, grid: Any, args: tuple[Any, ...], constants: dict[str, Any], kind: Any = None) -> None:
-        nonlocal launches
-        if kind is not None:
-            compiled = [*constants.items(), *looks_of(kernel, args)]
-            assert seen.setdefault((id(kernel), kind), compiled) == compiled
-            launches += 1
-
-    monkeypatch.setattr(kernels, "launch", launch)
+    recorder = Recorder()
+    monkeypatch.setattr(kernels, "launch", recorder)
     random = torch.Generator().manual_seed(0)
     listed = torch.stack([torch.randint(0, n, (edges,), generator=random) for n in (20, 7)]).to(DEVICE)
     made = TokenGraph.from_edge_index(listed, num_targets=7, num_sources=20).structure
@@ -90,6 +68,6 @@ def test_kinds(edges: int, monkeypatch: pytest.MonkeyPatch) -> None:
                 *(0.5, clamp, None, 0.5 if seed else 0.0, False),
             )
             out, lse, _ = kernels.forward(structure, inputs)
-            saved = out if layout != "odd" else torch.cat([out.new_zeros(1), out.flatten()])[1:].view_as(out)
+            saved = moved(out) if layout == "odd" else out
             kernels.backward(structure, inputs, saved, lse, out, lse if with_lse else None, None)
-    assert len(seen) < launches  # some are of one kind
+    assert len(recorder.seen) < recorder.launches  # some are of one kind

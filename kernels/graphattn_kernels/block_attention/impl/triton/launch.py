@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graphattn_kernels._schedule import Schedule
-from graphattn_kernels._triton import aligned, dense_rows, guard, is_dense, launch, number_of, padded, strides_of
+from graphattn_kernels._triton import aligned, guard, is_dense, launch, number_of, padded, planned, strides_of
 from graphattn_kernels.block_attention.impl.triton.backward import column_kernel, row_kernel, sum_kernel
 from graphattn_kernels.block_attention.impl.triton.forward import attend_kernel, merge_kernel
 from graphattn_kernels.block_attention.impl.triton.plan import plan_of
@@ -167,12 +167,7 @@ class _Call:
         places = None if target is None else target.shape[0], None if source is None else source.shape[0]
         tf32 = q.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
         rest = (*places, *sizes), clamp is not None, tf32
-        plan = _plan(q, k, v, *rest)
-        if not plan.dense or (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
-            q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
-            plan = _plan(q, k, v, *rest)
-        self.inputs = q, k, v
-        self.plan = plan
+        self.plan, self.inputs = planned(_plan_of, (q, k, v), *rest)
         self.orders = None if target is None else aligned(target), None if source is None else aligned(source)
         self.options = float(scale), float(clamp or 0.0)  # Triton compiles for ints, even for which
 
@@ -225,11 +220,6 @@ class _Call:
             {**widths, "BM": block, "M": _MERGE_ROWS, "B": _MERGE_PARTS, "LEADING": owner.leading},
             (self.plan.kind, block, order is None, len(arrays), arrays[-1] is None),
         )
-
-
-def _plan(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> _Plan:
-    layouts = (q.shape, q.stride()), (k.shape, k.stride()), (v.shape, v.stride())
-    return _plan_of(q.dtype, q.get_device(), layouts, *rest)
 
 
 def forward(

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from graphattn_kernels._triton import (
     aligned,
-    dense_rows,
     guard,
     is_dense,
     launch,
     next_power_of_2,
     number_of,
     padded,
+    planned,
     strides_of,
 )
 from graphattn_kernels.list_attention.impl.triton.backward import column_kernel, row_kernel, sum_kernel
@@ -182,16 +182,11 @@ class _Call:
         types = index.dtype, None if length is None else length.dtype, None if target is None else target.dtype
         arrays = index.shape, None if target is None else target.shape, types
         rest = arrays, graph, clamp is not None, tf32
-        plan = _plan(q, k, v, *rest)
-        if not plan.dense or (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
-            q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
-            plan = _plan(q, k, v, *rest)
-        if plan.far:
+        self.plan, self.inputs = planned(_plan_of, (q, k, v), *rest)
+        if self.plan.far:
             index, arrays = index.long(), (*arrays[:2], (torch.int64, *types[1:]))
-            plan = _plan(q, k, v, arrays, *rest[1:])
+            self.plan, _ = planned(_plan_of, self.inputs, arrays, *rest[1:])
         self.lists = SourceLists(index, length, target, *graph)
-        self.inputs = q, k, v
-        self.plan = plan
         self.options = float(scale), float(clamp or 0.0)  # Triton compiles for ints, even for which
 
     def ends(self, which: _Pass) -> Tensor | None:
@@ -213,11 +208,6 @@ class _Call:
             which.constants,
             (plan.kind, ends is None, has_lse),
         )
-
-
-def _plan(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> _Plan:
-    layouts = (q.shape, q.stride()), (k.shape, k.stride()), (v.shape, v.stride())
-    return _plan_of(q.dtype, q.get_device(), layouts, *rest)
 
 
 def forward(
