@@ -8,7 +8,15 @@ from torch import Tensor
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
 
-__all__ = ["autocast", "check_clamp", "check_edge_tensor", "check_graph", "check_inputs", "check_rows"]
+__all__ = [
+    "autocast",
+    "check_backend",
+    "check_clamp",
+    "check_edge_tensor",
+    "check_graph",
+    "check_inputs",
+    "check_rows",
+]
 
 
 def check_rows(name: str, x: object, size: int, what: str) -> None:
@@ -24,6 +32,12 @@ def check_clamp(clamp: float | None) -> None:
     """Raise unless ``clamp`` is positive or ``None``."""
     if clamp is not None and not clamp > 0:
         raise ArgumentError(f"clamp must be positive, got {clamp}")
+
+
+def check_backend(backend: object) -> None:
+    """Raise unless ``backend`` is a name."""
+    if not isinstance(backend, str):
+        raise ArgumentTypeError(f"backend must be 'auto' or a name, got {type(backend).__name__}")
 
 
 def check_graph(graph: object) -> None:

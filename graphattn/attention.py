@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from graphattn._fold import Fold
-from graphattn._inputs import autocast, check_clamp, check_edge_tensor, check_graph, check_inputs, check_rows
+from graphattn._inputs import (
+    autocast,
+    check_backend,
+    check_clamp,
+    check_edge_tensor,
+    check_graph,
+    check_inputs,
+    check_rows,
+)
 from graphattn._merge import AttentionOutput, merge
 from graphattn._watch import Seen, tell, watching
 from graphattn.backends import Call, choose, named
@@ -103,6 +111,7 @@ def attend(
         raise ArgumentError(f"need_lse needs the softmax normaliser, got {type(rule).__name__}")
     check_graph(graph)
     check_clamp(clamp)
+    check_backend(backend)
     q, k, values, score, edge_bias, edge_gate = _cast(q, k, v, score, edge_bias, edge_gate)
     # Of equal calls only the first is checked, but for what is not of tensors: values of options, and the seed.
     options = clamp is None, dropout_p == 0.0, need_lse, need_product, backend

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Csc", "Csr", "batch_ptr", "batch_vector", "index_dtype", "rows", "sort_by_source", "sort_by_target"]
+__all__ = [
+    "Csc",
+    "Csr",
+    "alone",
+    "batch_ptr",
+    "batch_vector",
+    "index_dtype",
+    "rows",
+    "sort_by_source",
+    "sort_by_target",
+]
 
 
 class Csr(NamedTuple):
@@ -82,3 +92,10 @@ def batch_ptr(batch: Tensor, members: int | None = None) -> Tensor:
     if members is None:
         members = int(batch[-1]) + 1 if batch.numel() else 0
     return torch.searchsorted(batch.contiguous(), torch.arange(members + 1, device=batch.device))
+
+
+def alone(x: Any) -> Any:
+    """Tensors without what else their memory holds: pickle writes all of it, for each of them."""
+    if isinstance(x, Csr | Csc):
+        return type(x)(*map(alone, x))
+    return x.clone() if isinstance(x, Tensor) and x.untyped_storage().nbytes() > x.nbytes else x

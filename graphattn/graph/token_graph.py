@@ -20,7 +20,7 @@ from torch import Tensor
 from graphattn.errors import ArgumentError
 from graphattn.graph import pytree
 from graphattn.graph.construction import Construction
-from graphattn.graph.csr import Csc, Csr, batch_vector, rows, sort_by_source
+from graphattn.graph.csr import Csc, Csr, alone, batch_vector, rows, sort_by_source
 from graphattn_kernels import Structure, View
 
 if TYPE_CHECKING:
@@ -481,7 +481,8 @@ class TokenGraph(Construction):
 
     def __getstate__(self) -> dict[str, Any]:
         derived = ("_structure", "_blocks", "_tile_fill", "_flex_mask", "_chosen")
-        return {**self.__dict__, **dict.fromkeys(derived)}
+        state = {**self.__dict__, **dict.fromkeys(derived)}
+        return {name: alone(value) for name, value in state.items()}
 
     def _enumerate(self) -> Csr:
         raise NotImplementedError  # patterns fill this in

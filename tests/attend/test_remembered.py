@@ -111,6 +111,7 @@ def test_another_call_is_looked_at(change: dict[str, Any], graph: TokenGraph, lo
         ({"dropout_p": 0.1, "dropout_seed": torch.ones(2)}, ArgumentTypeError, "dropout_seed"),
         ({"backend": "flash"}, BackendError, "flash"),
         ({"backend": "none"}, ArgumentError, "backend must be"),
+        ({"backend": ["sdpa"]}, ArgumentTypeError, "backend must be 'auto' or a name, got list"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, dict) else "",
 )

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments.benchmarks.lists import rows
 from experiments.benchmarks.lists.__main__ import main
 from experiments.benchmarks.lists.report import ratios
 from experiments.benchmarks.lists.rows import Row
+from experiments.benchmarks.measure import Effort, replayed
 
 
 def call(out: Path) -> tuple[int, list[dict]]:
@@ -39,6 +41,13 @@ def test_what_is_wrong_gets_no_time(
     assert {row["peer"] for row in wrong} == {"ours", "ours, lists ready"}
     assert all(row["text"] == "wrong values" and row["median"] is None for row in wrong)
     capsys.readouterr()
+
+
+@pytest.mark.gpu
+def test_a_graph_may_hold_many_calls() -> None:
+    x = torch.zeros(1, device="cuda")
+    timing = replayed(lambda: (x.add_(1),), Effort(least=1, most=1, warm_ups=1), calls=8)
+    assert x.item() == 1 + 8 + 8 and timing.repetitions == 1  # to warm up: a call, a replay; and what is timed
 
 
 def test_ratios_are_to_the_fastest_peer() -> None:

@@ -117,6 +117,13 @@ def test_copies_of_a_graph_do_not_carry_what_follows_from_it() -> None:
         assert torch.equal(other.edge_index, graph.edge_index)
 
 
+def test_a_pickle_holds_no_memory_of_others() -> None:
+    graph = random_graph(0, "dense")
+    graph._csr = type(graph.csr)(*(torch.cat([x, x.new_zeros(10**6)])[: len(x)] for x in graph.csr))  # as on CUDA
+    data = pickle.dumps(graph)
+    assert len(data) < 10**6 and torch.equal(pickle.loads(data).edge_index, graph.edge_index)
+
+
 @pytest.mark.parametrize("pattern", [causal(1 << 20), complete(1 << 20), causal(4096)], ids=repr)
 def test_preparing_for_dense_attention_lists_nothing(pattern: TokenGraph) -> None:
     for backend in ("sdpa", "flash"):

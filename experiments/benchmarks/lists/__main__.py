@@ -4,8 +4,9 @@
 
 Sections: ``ssa`` (a random sub-graph drawn in every step), ``blocks`` (64 targets share the keys that a score selects,
 selection included), ``masks`` (a choice for each target: 197 tokens, and long sequences). What computes wrong values
-gets no time. Every peer is timed eagerly and in a CUDA graph. ``--quick``: smaller sizes; without a GPU, the checks
-alone, which need ``--quick``.
+gets no time. Every peer is timed eagerly, in a CUDA graph of its own, and in one with 8 calls in a row, as a captured
+step of a network has them: a graph of one empty kernel takes some 10 us. ``--quick``: smaller sizes; without a GPU, the
+checks alone, which need ``--quick``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from experiments.benchmarks import ONE_THREAD
 from experiments.benchmarks.device import check_device
 from experiments.benchmarks.lists.jobs import SECTIONS
 from experiments.benchmarks.lists.report import line, ratios, write
@@ -34,9 +36,12 @@ def main(command: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for lists.json, lists.csv and lists.md")
     parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--quick", action="store_true", help="small sizes")
+    parser.add_argument("--one-thread", action="store_true", help=ONE_THREAD)
     arguments = parser.parse_args(command)
     if not arguments.quick:
         check_device(parser, "cuda", "--quick checks the values at small sizes and times nothing")
+    if arguments.one_thread:
+        torch.autograd.set_multithreading_enabled(False)
     torch.manual_seed(0)
     effort = Effort(seconds=0.05) if arguments.quick else Effort(seconds=0.25)
     rows: list[Row] = []

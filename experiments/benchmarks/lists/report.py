@@ -8,19 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 from experiments.benchmarks.lists.jobs import SDPA
-from experiments.benchmarks.lists.rows import Row
+from experiments.benchmarks.lists.rows import MODES, Row
 from experiments.benchmarks.report import environment
 
 __all__ = ["line", "ratios", "write"]
 
 
 def ratios(rows: list[Row]) -> list[str]:
-    """The ratios that are asked for, by CUDA graphs."""
+    """The ratios that are asked for."""
     found = {(r.section, r.case, r.peer, r.what, r.mode): r.median for r in rows if r.median is not None}
     lines = []
 
     def ratio(name: str, section: str, case: str, theirs: list[str], ours: str, what: str, least: float) -> None:
-        for mode in ("graph", "eager"):
+        for mode in reversed(MODES):
             best = [(found.get((section, case, peer, what, mode)), peer) for peer in theirs]
             there = [(t, peer) for t, peer in best if t is not None]
             mine = found.get((section, case, ours, what, mode))
@@ -50,7 +50,7 @@ def line(row: Row) -> str:
     time_ = "" if row.median is None else f"{row.median:9.4f} [{row.low:.4f}, {row.high:.4f}] ms"
     peak = "" if row.peak_mb is None else f"{row.peak_mb:9.1f} MB"
     wrong = "" if row.error is None else f"error {row.error:.1e}"
-    name = f"{row.section:7}{row.case:12}{row.peer:27}{row.what:17}{row.mode:8}"
+    name = f"{row.section:7}{row.case:12}{row.peer:27}{row.what:17}{row.mode:11}"
     return f"{name}{time_} {peak} {wrong} {row.text}".rstrip()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from graphattn.graph.bits import BitGraph
 from graphattn_kernels.bits import unpack
 from graphattn_kernels.lists import to_mask
 
-__all__ = ["Row", "error", "measured"]
+__all__ = ["MODES", "Row", "error", "measured"]
+
+MODES = {"eager": timed, "graph": replayed, "graph of 8": partial(replayed, calls=8)}
 
 
 @dataclass
@@ -99,7 +102,7 @@ def measured(job: Job, effort: Effort) -> Iterator[Row]:
         if what == "forward+backward" and not job.backward:
             continue
         peak = peak_mb(run)
-        for mode, timer in (("eager", timed), ("graph", replayed)):
+        for mode, timer in MODES.items():
             try:
                 times = timer(run, effort)
             except Exception as failure:  # the others are still worth having

@@ -100,7 +100,7 @@ def select_lists(
 
 
 def order_sources(scores: Tensor) -> Tensor:
-    """The sources of each row in ascending order of their scores: a stable argsort, which for rows of up to 16,384 on
+    """The sources of each row in ascending order of their scores: a stable argsort, which for rows of up to 8,192 on
     CUDA is one launch.
 
     Args:
@@ -117,7 +117,7 @@ def order_sources(scores: Tensor) -> Tensor:
         raise ArgumentError(f"scores must be a floating tensor [copies, S], got {got}")
     if scores.shape[1] <= _COMPARED and _select("auto", scores) == "triton":
         return ops.order_sources(scores)
-    return scores.argsort(dim=1, stable=True)
+    return reference.one_nan(scores).argsort(dim=1, stable=True)
 
 
 def _select(backend: str, scores: Tensor) -> str:

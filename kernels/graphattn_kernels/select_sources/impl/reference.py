@@ -7,7 +7,13 @@ from torch import Tensor
 
 from graphattn_kernels.bits import pack
 
-__all__ = ["chosen", "select_bits", "select_lists"]
+__all__ = ["chosen", "one_nan", "select_bits", "select_lists"]
+
+
+def one_nan(scores: Tensor) -> Tensor:
+    """The scores with one NaN for all: a CUDA sort takes those with a minus sign, which a CPU writes where it turns
+    float32 into bfloat16, for the lowest of all scores."""
+    return scores.masked_fill(scores.isnan(), float("nan"))
 
 
 def chosen(scores: Tensor, k: int, at: float, always: Tensor | None, full: Tensor | None, own: int) -> Tensor:
@@ -22,7 +28,7 @@ def chosen(scores: Tensor, k: int, at: float, always: Tensor | None, full: Tenso
         # In float32 at least: PyTorch rounds the number to a half type on a CPU, and not on CUDA.
         mask = (scores.float() if scores.dtype.itemsize < 4 else scores) > at
     else:
-        value, source = scores.masked_fill(forced, float("-inf")).sort(dim=-1, descending=True, stable=True)
+        value, source = one_nan(scores).masked_fill(forced, float("-inf")).sort(dim=-1, descending=True, stable=True)
         best = value[..., :k] != float("-inf")
         mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device).scatter_(-1, source[..., :k], best)
     mask = mask | forced

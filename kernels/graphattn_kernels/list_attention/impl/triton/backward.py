@@ -158,10 +158,11 @@ def column_kernel(
 def sum_kernel(
     GRAD_K, GRAD_V, PART_K, PART_V, COUNT, ENTRY,
     chunks, blocks, room, ranks, num_sources, heads,
-    D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr, N: tl.constexpr, LEADING: tl.constexpr,
+    D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr, N: tl.constexpr, R: tl.constexpr,
+    LEADING: tl.constexpr,
 ):  # fmt: skip
-    """A program has N sources of a batch entry and head. COUNT ``[copies, S]``, ENTRY ``[copies, ranks, S]``: which
-    entries of the lists name a source."""
+    """A program has N sources of a batch entry and head, and adds R parts of each at a time: more loads are under way.
+    COUNT ``[copies, S]``, ENTRY ``[copies, ranks, S]``: which entries of the lists name a source."""
     pid = tl.program_id(0)
     entry = pid // chunks
     batch, head, copy = locate(entry, heads, LEADING)
@@ -173,17 +174,18 @@ def sum_kernel(
     grad_v = tl.zeros([N, DVP], tl.float32)
     base = entry.to(tl.int64) * blocks * room
     most = tl.max(count, 0)
-    at = ENTRY + copy * ranks * num_sources + source
-    part = tl.load(at, mask=count > 0, other=0)
-    for rank in range(most):
-        live = rank < count
-        row = base + part
-        at += num_sources
-        part = tl.load(at, mask=rank + 1 < count, other=0)
-        k_at = PART_K + row[:, None] * D + channel[None, :]
-        v_at = PART_V + row[:, None] * DV + v_channel[None, :]
-        grad_k += tl.load(k_at, mask=live[:, None] & (channel < D)[None, :], other=0.0).to(tl.float32)
-        grad_v += tl.load(v_at, mask=live[:, None] & (v_channel < DV)[None, :], other=0.0).to(tl.float32)
+    rank = tl.arange(0, R)
+    at = ENTRY + copy * ranks * num_sources + source[:, None] + (rank * num_sources)[None, :]
+    live = rank[None, :] < count[:, None]
+    part = tl.load(at, mask=live, other=0)
+    for start in range(0, most, R):
+        here, row = live[:, :, None], (base + part)[:, :, None]
+        at += R * num_sources
+        live = (start + R + rank)[None, :] < count[:, None]
+        part = tl.load(at, mask=live, other=0)
+        k_mask, v_mask = here & (channel < D)[None, None, :], here & (v_channel < DV)[None, None, :]
+        grad_k += tl.sum(tl.load(PART_K + row * D + channel, mask=k_mask, other=0.0).to(tl.float32), 1)
+        grad_v += tl.sum(tl.load(PART_V + row * DV + v_channel, mask=v_mask, other=0.0).to(tl.float32), 1)
     at_head = (batch * num_sources + source) * heads + head
     store_rows(GRAD_K, 0, at_head, D, there, grad_k, D, DP)
     store_rows(GRAD_V, 0, at_head, DV, there, grad_v, DV, DVP)
