@@ -109,10 +109,11 @@ def test_lists(causal: bool, own: bool, recorder: Recorder) -> None:
             length = torch.full(index.shape[:2], 7, dtype=torch.int32, device=DEVICE)
             order = torch.randperm(256).int().to(DEVICE).view(1, -1)
             for lengths, target in ((None, None), (length, None), (None, order), (length, order.repeat(copies, 1))):
-                lists = SourceLists(index, lengths, target, 256, 256, block, leading, causal, own, False)
-                for widths, kind, layout, options, with_lse in CALLS:
-                    x = inputs(256, 3, widths, kind, layout)
-                    both_ways(module("list_attention"), lists, x, *options, with_lse)
+                for disjoint in (False, True):
+                    lists = SourceLists(index, lengths, target, 256, 256, block, leading, causal, own, disjoint)
+                    for widths, kind, layout, options, with_lse in CALLS:
+                        x = inputs(256, 3, widths, kind, layout)
+                        both_ways(module("list_attention"), lists, x, *options, with_lse)
     assert len(recorder.seen) < recorder.launches
 
 

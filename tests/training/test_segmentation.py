@@ -383,15 +383,15 @@ def test_on_a_gpu(head: str, loss: str) -> None:
     task = Segmentation(
         ConnNet(head=head, long_range="non_local"),
         loss=loss,  # type: ignore[arg-type]
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.002),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.001),
         train_transform=AugmentSegmentation(crop=[48, 48], scale=(0.8, 1.25), turn=True, contrast=0.2),
     )
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = Trainer(max_epochs=6, accelerator="gpu", devices=1, precision="bf16-mixed", **quiet)
+    trainer = Trainer(max_epochs=10, accelerator="gpu", devices=1, precision="bf16-mixed", **quiet)
     trainer.fit(task, datamodule=data)
     assert data._batches[id(data.splits.train)].images[0].is_cuda
     figures = trainer.test(task, datamodule=data, verbose=False)[0]
-    assert figures["test/max_f"] > 0.6, figures
+    assert figures["test/max_f"] > 0.55, figures  # a white picture has 0.3
     logits = 4 * torch.randn(4, 1 if head == "binary" else 8, 61, 83)
     for here, there in zip(task.read(logits), task.read(logits.cuda()), strict=True):
         torch.testing.assert_close(there.cpu(), here)

@@ -174,18 +174,20 @@ def sum_kernel(
     grad_v = tl.zeros([N, DVP], tl.float32)
     base = entry.to(tl.int64) * blocks * room
     most = tl.max(count, 0)
-    rank = tl.arange(0, R)
-    at = ENTRY + copy * ranks * num_sources + source[:, None] + (rank * num_sources)[None, :]
-    live = rank[None, :] < count[:, None]
-    part = tl.load(at, mask=live, other=0)
-    for start in range(0, most, R):
-        here, row = live[:, :, None], (base + part)[:, :, None]
+    some = tl.arange(0, R)
+    at = ENTRY + copy * ranks * num_sources + source[:, None] + (some * num_sources)[None, :]
+    part = tl.load(at, mask=some[None, :] < count[:, None], other=0)
+    for rank in range(0, most, R):
+        live = rank + some[None, :] < count[:, None]  # made anew in each step: carried along, it would be moved about
+        row = base + part
         at += R * num_sources
-        live = (start + R + rank)[None, :] < count[:, None]
-        part = tl.load(at, mask=live, other=0)
-        k_mask, v_mask = here & (channel < D)[None, None, :], here & (v_channel < DV)[None, None, :]
-        grad_k += tl.sum(tl.load(PART_K + row * D + channel, mask=k_mask, other=0.0).to(tl.float32), 1)
-        grad_v += tl.sum(tl.load(PART_V + row * DV + v_channel, mask=v_mask, other=0.0).to(tl.float32), 1)
+        part = tl.load(at, mask=rank + R + some[None, :] < count[:, None], other=0)
+        k_at = PART_K + row[:, :, None] * D + channel[None, None, :]
+        v_at = PART_V + row[:, :, None] * DV + v_channel[None, None, :]
+        k = tl.load(k_at, mask=live[:, :, None] & (channel < D)[None, None, :], other=0.0)
+        v = tl.load(v_at, mask=live[:, :, None] & (v_channel < DV)[None, None, :], other=0.0)
+        grad_k += tl.sum(k.to(tl.float32), 1)
+        grad_v += tl.sum(v.to(tl.float32), 1)
     at_head = (batch * num_sources + source) * heads + head
     store_rows(GRAD_K, 0, at_head, D, there, grad_k, D, DP)
     store_rows(GRAD_V, 0, at_head, DV, there, grad_v, DV, DVP)

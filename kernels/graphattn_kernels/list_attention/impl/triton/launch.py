@@ -27,10 +27,20 @@ from graphattn_kernels.lists import SourceLists
 
 __all__ = ["Config", "backward", "configure", "forward"]
 
-# Numbers of one sum that a program of two warps holds, and parts that it adds to it at a time. Summing the parts of
-# 10 % of 4,096 and of 16,384 keys takes 24 and 231 us on an H200. At 4,096, one part at a time takes 28 us in programs
-# of one warp and 36 of two, four parts 27.
-_SUM_CHANNELS, _SUM_PARTS = 512, 2
+
+class _Sums(NamedTuple):
+    """How the gradients of entries are summed."""
+
+    numbers: int
+    """Of one sum, that a program holds."""
+    parts: int
+    """Added at a time."""
+    warps: int
+
+
+# 10 % of 4,096 and of 16,384 keys take 24 and 231 us on an H200. At 4,096, one part at a time takes 28 us in programs
+# of one warp and 36 of two, four parts 27. Of disjoint lists, a source has one part.
+_SUMS, _SUMS_OF_ONE = _Sums(512, 2, 2), _Sums(256, 1, 1)
 
 
 class Config(NamedTuple):
@@ -150,11 +160,13 @@ def _plan_of(
 
     attend, row = by_rows(attend_kernel), by_rows(row_kernel)
     column = None if row.strips <= 1 else by_entries()
-    sources = max(1, _SUM_CHANNELS // width)
+    sums = _SUMS_OF_ONE if disjoint else _SUMS
+    sources = max(1, sums.numbers // width)
     chunks = -(-num_sources // sources)
     ints = chunks, blocks, room, 1 if disjoint else blocks, num_sources, heads
-    joined = {**widths, "N": sources, "R": _SUM_PARTS, "LEADING": leading, "num_warps": 2, "num_stages": 2}
-    kinds = [None if x is None else tuple(x.constants.items()) for x in (attend, row, column)]
+    sizes = {"N": sources, "R": sums.parts, "LEADING": leading, "num_warps": sums.warps, "num_stages": 2}
+    total = _Pass(sum_kernel, batch * heads * chunks, ints, {**widths, **sizes})
+    kinds = [None if x is None else tuple(x.constants.items()) for x in (attend, row, column, total)]
     kind = dtype, device, types, tuple([n >= 2**31 for n in strides]), *kinds
     return _Plan(
         number_of(kind),
@@ -165,8 +177,7 @@ def _plan_of(
         tuple(q_shape[:3]),
         (batch * heads, blocks, room, d),
         (batch * heads, blocks, room, dv),
-        *(attend, row, column),
-        _Pass(sum_kernel, batch * heads * chunks, ints, joined),
+        *(attend, row, column, total),
     )
 
 
