@@ -237,8 +237,9 @@ class KeptMaps:
 
     def update(self, part: MapPart) -> None:
         """See :class:`~graphattn.insight.Reducer`."""
-        maps = part.to_dense().flatten(0, -4) if len(part.leading) > 1 else part.to_dense().unsqueeze(0)
-        found = maps[: self._count].flatten(1, -3).mean(1)
+        maps = part.to_dense()
+        maps = maps.flatten(0, -4) if len(part.leading) > 1 else maps.reshape(1, -1, *maps.shape[-2:])
+        found = maps[: self._count].mean(1)
         self._maps = found if self._maps is None else self._maps + found
 
     def result(self) -> Tensor:

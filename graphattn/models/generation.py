@@ -110,7 +110,7 @@ def draw_next(
         logits = logits.masked_fill(logits < least, float("-inf"))
     share = (logits / temperature).softmax(-1)
     device = share.device if generator is None else generator.device
-    drawn = torch.multinomial(share.flatten(0, -2).to(device), 1, generator=generator)
+    drawn = torch.multinomial(share.reshape(-1, share.shape[-1]).to(device), 1, generator=generator)
     return drawn.to(logits.device).reshape(logits.shape[:-1])
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
+from graphattn.graph.csr import batch_vector
 from graphattn.models.encoders import check_choices, edge_encoder, edge_rows
 from graphattn.models.inputs import complete_graphs, local_graph, member_ptr
 from graphattn.models.parts import ExphormerTokens, make_local, make_mechanism
@@ -179,6 +180,8 @@ class GPS(nn.Module):
             ArgumentError: If an input that the model was made for is missing.
         """
         ptr = member_ptr(batch, num_graphs) if ptr is None else ptr
+        if batch is None and ptr is not None:
+            batch = batch_vector(ptr, x.shape[0], x.device)
         num_graphs = 1 if ptr is None else ptr.shape[0] - 1
         graph = local_graph(edge_index, x, ptr)
         h = self.input_dropout(self.embed(x, rwse, pe, pe_eigenvalues))

@@ -138,6 +138,13 @@ class BatchMeanBalancedAccuracy(Metric):
         return self.value / self.batches.clamp(min=1)
 
 
+def _ranks(scores: Tensor) -> Tensor:
+    """The places of scores among the distinct ones, in 0..1, float64: torchmetrics takes others for logits, and its
+    sigmoid ties all that are large."""
+    distinct, place = scores.unique(return_inverse=True)
+    return place.double() / max(len(distinct) - 1, 1)
+
+
 class TaskMean(Metric):
     """A binary ranking metric for each task, averaged over the tasks that have both labels (OGB's rule).
 
@@ -169,17 +176,17 @@ class TaskMean(Metric):
         self.targets.append(target.float())
 
     def compute(self) -> Tensor:
-        """The figure over all batches since the last reset; NaN where no task has both labels."""
+        """The figure over all batches since the last reset; NaN where no task has both labels, or a score is NaN."""
         scores, targets = dim_zero_cat(self.scores), dim_zero_cat(self.targets)
         device = scores.device
-        # Probabilities in float64 on the host: a float32 sigmoid would tie all large logits.
-        scores, targets = scores.cpu().double().sigmoid(), targets.cpu()
+        scores, targets = scores.cpu(), targets.cpu()
         values = []
         for score, target in zip(scores.unbind(1), targets.unbind(1), strict=True):
             labelled = ~target.isnan()
             score, label = score[labelled], target[labelled].long()
             if label.numel() and 0 < int(label.sum()) < label.numel():
-                values.append(self.function(score, label))
+                broken = bool(score.isnan().any())
+                values.append(score.new_tensor(float("nan")) if broken else self.function(_ranks(score), label))
         if not values:
             return torch.tensor(float("nan"), device=device)
         return self.unit * torch.stack(values).mean().to(device, torch.float32)

@@ -13,6 +13,7 @@ from graphattn.insight import (
     Columns,
     DistanceProfile,
     Edges,
+    KeptMaps,
     ReceivedAttention,
     SkewedLines,
     attention_distance,
@@ -174,3 +175,12 @@ def test_bad_arguments_are_named() -> None:
         fai(5, 2)
     with pytest.raises(ArgumentError, match="at_most"):
         waad(0)
+
+
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3), (2, 2, 3)])
+def test_kept_maps_are_means_over_heads(leading: tuple[int, ...]) -> None:
+    weights, _ = some_maps(*leading)
+    kept = KeptMaps(2)
+    kept.update(Columns(weights))
+    batched = weights if len(leading) > 1 else weights.reshape(1, -1, N, N)
+    torch.testing.assert_close(kept.result(), batched.flatten(0, -4)[:2].mean(1))

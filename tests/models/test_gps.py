@@ -207,6 +207,8 @@ def test_ptr_and_counts_are_taken_or_looked_up(inputs: Inputs) -> None:
     least = {key: value for key, value in batch.items() if key not in ("num_graphs", "num_pairs")}
     assert torch.equal(model(**least), out)
     assert torch.equal(model(**batch, ptr=graph.target_ptr), out)
+    alone = {key: value for key, value in least.items() if key != "batch"}
+    assert torch.equal(model(**alone, ptr=graph.target_ptr), out)
     assert torch.equal(model(**{**batch, "edge_index": graph}), out)
     with pytest.raises(ArgumentError, match="num_edges must be what ptr says"):
         model(**{**batch, "num_pairs": 7})

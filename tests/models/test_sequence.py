@@ -224,6 +224,7 @@ def test_sampling_tokens() -> None:
     two = draw_next(logits, 1.0, 2, torch.Generator().manual_seed(0)).bincount(minlength=4) / 20_000
     torch.testing.assert_close(two, torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=0.015, rtol=0)
     assert draw_next(logits, 0.0).eq(0).all()
+    assert draw_next(logits[0], 1.0).shape == () and make().generate(text(1, 5)[0], 3).shape == (8,)
     model, tokens = make(), text(2, 5)
     found = [model.generate(tokens, 6, 1.0, 5, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])

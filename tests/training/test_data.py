@@ -111,11 +111,12 @@ def test_wrong_kind_of_data_names_the_right_module(fake: Any):
         GraphDataModule("numbers", batch_size=0)
 
 
-@pytest.mark.parametrize(("field", "bad"), [("x", float("nan")), ("pe", float("inf"))])
+@pytest.mark.parametrize(("field", "bad"), [("x", float("nan")), ("pe", float("inf")), ("edge_attr", float("nan"))])
 def test_features_that_are_not_finite_are_named(fake: Any, field: str, bad: float):
-    graph = Data(x=torch.zeros(3, 2), pe=torch.zeros(3, 1), edge_index=torch.zeros(2, 0, dtype=torch.long))
+    edges = {"edge_index": torch.zeros(2, 2, dtype=torch.long), "edge_attr": torch.zeros(2)}
+    graph = Data(x=torch.zeros(3, 2), pe=torch.zeros(3, 1), **edges)
     broken = graph.clone()
-    broken[field][1, 0] = bad
+    broken[field][1] = bad
     fake.found = SimpleNamespace(train=[graph, broken], val=[graph], test=[graph])
     with pytest.raises(DataError, match=f"numbers train: {field} must be finite.*graph 1, row 1"):
         GraphDataModule("numbers").setup()

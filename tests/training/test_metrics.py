@@ -65,6 +65,12 @@ def test_task_mean_keeps_the_order_of_large_logits():
     metric = TaskMean("roc_auc")
     metric.update(scores / 2, torch.tensor([[0.0], [0.0], [1.0], [1.0]]))  # a float32 sigmoid of 20 and 25 is 1.0
     assert metric.compute().item() == 100
+    for name, best in (("roc_auc", 100), ("average_precision", 1)):
+        metric = TaskMean(name)
+        metric.update(10 * scores, torch.tensor([[0.0], [0.0], [1.0], [1.0]]))  # of 400, a float64 one, too
+        assert metric.compute().item() == best
+        metric.update(torch.full((1, 1), float("nan")), torch.ones(1, 1))
+        assert metric.compute().isnan()
 
 
 def test_task_mean_without_any_usable_task_is_nan():

@@ -45,7 +45,7 @@ def check_finite(what: str, graphs: Any) -> None:
         for field in ("x", "edge_attr", "pe"):
             value = getattr(data, field, None)
             if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
-                row = int(value.isfinite().flatten(1).all(1).logical_not().nonzero()[0])
+                row = int(value.isfinite().reshape(len(value), -1).all(1).logical_not().nonzero()[0])
                 where = f"graph {number}, row {row}" if len(stored) > 1 else f"row {row}"
                 raise DataError(
                     f"data set {what}: {field} must be finite, got NaN or infinity first in {where} of "
