@@ -50,25 +50,19 @@ def positions_of(x: Tensor, past: int, ptr: Tensor | None, mask: Tensor | None) 
 def token_graph(rule: GraphRule, x: Tensor, past: int, ptr: Tensor | None, mask: Tensor | None) -> TokenGraph:
     """The graph of new tokens over all of them, by the model's rule."""
     new, every = x.shape[-2], past + x.shape[-2]
-    if rule == "causal":
-        graph: TokenGraph = patterns.causal(every, device=x.device)
-        if new == 1 and mask is None:  # the last token reads all
-            return patterns.complete(1, every, device=x.device)
-    else:
-        graph = rule(every)
-        if graph.num_tokens != every:
-            raise ArgumentError(f"graph must give a graph over {every} tokens, got {graph.num_tokens}")
-        graph = graph.to(x.device)
     if ptr is not None:
-        return graph & patterns.blocks(ptr, num_tokens=every, validate=False)
+        return _packed(rule, ptr, every, x.device)
+    if rule == "causal" and new == 1 and mask is None:  # the last token reads all
+        return patterns.complete(1, every, device=x.device)
+    graph = _of_size(rule, every, x.device)
     if mask is None and past == 0:
         return graph
     if mask is None:
         place = torch.arange(every, device=x.device)
         return TokenGraph.from_adj_t(_reads(graph, place[past:], place))
     places = positions_of(x, 0, None, mask)  # in its text, not among padding: a window is of tokens that are there
-    rows = [_reads(graph, place[past:], place) & there for place, there in zip(places, mask, strict=True)]
-    return TokenGraph.stack([TokenGraph.from_adj_t(row) for row in rows])
+    reads = [_reads(graph, place[past:], place) & there for place, there in zip(places, mask, strict=True)]
+    return TokenGraph.stack([TokenGraph.from_adj_t(read) for read in reads])
 
 
 def _reads(graph: TokenGraph, target: Tensor, source: Tensor) -> Tensor:
@@ -76,6 +70,47 @@ def _reads(graph: TokenGraph, target: Tensor, source: Tensor) -> Tensor:
     if graph.pattern is not None:
         return graph.pattern.contains(target[:, None], source)
     return graph.to_dense()[target][:, source]
+
+
+def _of_size(rule: GraphRule, size: int, device: torch.device) -> TokenGraph:
+    """What the rule says of ``size`` tokens."""
+    if rule == "causal":
+        return patterns.causal(size, device=device)
+    graph = rule(size)
+    if graph.num_tokens != size:
+        raise ArgumentError(f"graph must give a graph over {size} tokens, got {graph.num_tokens}")
+    return graph.to(device)
+
+
+def _packed(rule: GraphRule, ptr: Tensor, every: int, device: torch.device) -> TokenGraph:
+    """The graph of several sequences in one row: each has the one that the rule gives for its own tokens."""
+    blocks = patterns.blocks(ptr, num_tokens=every, validate=False)
+    if not every:  # a rule may have nothing to say of no tokens
+        return blocks
+    row = _of_size(rule, every, device)
+    if rule == "causal":
+        return row & blocks
+    sizes: list[int] = ptr.diff().tolist()
+    graphs = {size: _of_size(rule, size, device) for size in set(sizes) if size}
+    if all(None is not _distances(row, size) == _distances(graph, size) for size, graph in graphs.items()):
+        return row & blocks  # which enumerates nothing
+    empty = patterns.complete(0, device=device)
+    return TokenGraph.batch([graphs.get(size, empty) for size in sizes])
+
+
+def _distances(graph: TokenGraph, size: int) -> tuple[object, ...] | None:
+    """Between which distances of ``size`` tokens in a row there are edges, in a form to be compared; ``None`` where
+    places matter, too, as with hubs, or the graph does not say."""
+    if isinstance(graph, patterns.Causal):
+        return "window", size - 1, 1, True
+    if isinstance(graph, patterns.Complete):
+        return "window", size - 1, 1, False
+    if isinstance(graph, patterns.Window):
+        return "window", min(graph.size, (size - 1) // graph.dilation), graph.dilation, graph.causal
+    if isinstance(graph, (patterns.Union, patterns.Intersection, patterns.Difference)):
+        parts = [_distances(part, size) for part in (graph.first, graph.second)]
+        return None if None in parts else (type(graph).__name__, *parts)
+    return None
 
 
 def next_tokens(tokens: Tensor, ptr: Tensor | None, mask: Tensor | None) -> Tensor:

@@ -136,6 +136,23 @@ def test_a_ragged_graph_reads_its_own_member() -> None:
     assert torch.equal(mask, (member[:, None] == member) & kept)  # all targets of a member, whatever their block
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_ragged_graph_reads_all_that_are_always_kept(known: bool) -> None:
+    first = torch.arange(62) - PTR[:-1].repeat_interleave(torch.tensor(SIZES)) < 14
+    graph = subsample.ragged_uniform(
+        *(PTR, 0.1),
+        num_tokens=62,
+        most=40,
+        generator=seeded(),
+        minimum=2,
+        always=first,
+        most_always=14 if known else None,
+        block=16,
+    )
+    member = torch.repeat_interleave(torch.arange(4), torch.tensor(SIZES))
+    assert torch.equal(graph.to_dense(), (member[:, None] == member) & first)
+
+
 # --- local ----------------------------------------------------------------------------------------------------
 
 

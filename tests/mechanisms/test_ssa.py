@@ -205,6 +205,14 @@ def test_tokens_that_are_always_read(name: str, scheme: str) -> None:
         assert read.sum() < graph.to_dense().sum()
 
 
+def test_more_tokens_that_are_always_read_than_the_share_of_a_member() -> None:
+    for always in (10, 60):  # more than any member has, too
+        drawn = wrap(0.1, always=always).draw(ragged(), share=True)
+        first = torch.cat([torch.arange(size) < always for size in (12, 28, 5)])
+        assert torch.equal(drawn.graph.to_dense(), ragged().to_dense() & first)
+        assert isinstance(drawn.share, Tensor) and drawn.share.eq(1).all()
+
+
 # --- 5: bias of the output, not of the sampling -----------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from graphattn import TokenGraph, patterns
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.mechanisms import MultiheadAttention, sampling
+from graphattn.models._sequence_graph import token_graph
 from graphattn.models.generation import KeyValueCache, draw_next
 from graphattn.models.sequence import CausalTransformer
 
@@ -26,6 +28,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "window": {"graph": lambda n: patterns.window(n, 3, causal=True)},
     "linear_infsa": {"attention": "linear_infsa", "positions": "learned", "context": 40},
 }
+RULES: dict[str, Callable[[int], TokenGraph]] = {  # what the first tokens are matters in most
+    "hubs": lambda n: patterns.window(n, 1, causal=True) | (patterns.hubs(n, min(n, 2)) & patterns.causal(n)),
+    "transposed": lambda n: patterns.hubs(n, 1) & patterns.window(n, n, causal=True).T.T - patterns.window(n, 0),
+    "prefix": lambda n: patterns.prefix(n, min(n, 3)),
+    "strided": lambda n: patterns.strided(n, 3, causal=True),
+    "part": lambda n: patterns.window(n, n // 3, causal=True),
+    "explicit": lambda n: TokenGraph.from_adj_t(torch.ones(n, n).tril().bool() & (torch.arange(n) % 3 != 1)),
+}
+RULED = pytest.mark.parametrize("rule", list(RULES))
 EVERY = pytest.mark.parametrize("kind", list(KINDS))
 CACHED = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "linear_infsa"])
 
@@ -168,6 +179,55 @@ def test_pieces_and_padding_equal_texts_alone(kind: str) -> None:
         for n, row in enumerate(rows):
             assert torch.equal(longer[n, 9:], model.generate(row, 4, 0.0)[len(row) :])
     close(model.loss(torch.cat(rows), ptr=ptr), sum(targets) / 14)
+
+
+@RULED
+def test_places_of_a_rule_are_those_in_the_text(rule: str) -> None:
+    model, rows = make(graph=RULES[rule]), [text(5), text(0), text(9) + 0, text(1), text(5)]
+    ptr = torch.tensor([0, 5, 5, 14, 15, 20])
+    together = model(torch.cat(rows), ptr=ptr).split([len(row) for row in rows])
+    for found, row in zip(together, rows, strict=True):
+        if len(row):
+            close(found, model(row))
+    tokens = text(3, 7)
+    close(model(tokens, mask=torch.ones(3, 7, dtype=torch.bool)), model(tokens))
+    absent = torch.ones(3, 7, dtype=torch.bool)
+    absent[0] = False
+    close(model(tokens, mask=absent)[1:], model(tokens)[1:])
+    assert model(tokens, mask=torch.zeros_like(absent)).shape == (3, 7, VOCAB)
+
+
+@pytest.mark.parametrize("rule", ["hubs", "prefix", "strided", "explicit"])
+def test_padded_texts_go_on_alike_with_and_without_a_cache(rule: str) -> None:
+    """All texts have the three tokens of the prefix, so that what was read stays what is read."""
+    model, tokens = make(graph=RULES[rule], tie_weights=False), text(8, 7)
+    mask = torch.arange(7) >= torch.tensor([0, 2, 3, 1, 3, 0, 2, 4])[:, None]
+    found = model.generate(tokens, 8, 0.0, mask=mask, use_cache=True)
+    assert torch.equal(found, model.generate(tokens, 8, 0.0, mask=mask, use_cache=False))
+    for n, there in enumerate(mask):
+        assert torch.equal(found[n, 7:], model.generate(tokens[n, there], 8, 0.0)[int(there.sum()) :])
+
+
+def _packed(rule: Callable[[int], TokenGraph], ptr: Tensor) -> TokenGraph:
+    return token_graph(rule, torch.zeros(int(ptr[-1]), 4), 0, ptr, None)
+
+
+@pytest.mark.parametrize("rule", [*RULES, "window"])
+def test_the_graph_of_texts_in_one_row(rule: str) -> None:
+    make_one = RULES[rule] if rule in RULES else lambda n: patterns.window(n, 2, causal=True)
+    ptr = torch.tensor([0, 5, 5, 14, 15, 20])
+    graph = _packed(make_one, ptr)
+    wanted = torch.block_diag(*(make_one(size).to_dense().float() for size in (5, 9, 1, 5))).bool()
+    assert torch.equal(graph.to_dense(), wanted) and graph.num_members == 5
+
+
+def test_a_rule_of_distances_over_texts_in_one_row_lists_no_edges() -> None:
+    ptr = torch.tensor([0, 60_000, 100_000])
+    for rule in (patterns.causal, lambda n: patterns.window(n, 300, causal=True) - patterns.window(n, 0)):
+        graph = _packed(rule, ptr)
+        assert graph.pattern is not None and graph._csr is None
+    with pytest.raises(ArgumentError, match="graph must give a graph over 8 tokens, got 9"):
+        _packed(lambda n: patterns.causal(n + 1), torch.tensor([0, 3, 8]))
 
 
 def test_graphs_embeddings_and_positions_of_ones_own() -> None:

@@ -50,6 +50,7 @@ def ragged_uniform(
     generator: Generator = None,
     minimum: int = 8,
     always: Tensor | None = None,
+    most_always: int | None = None,
     block: int = 64,
 ) -> ListGraph:
     """Every token reads a uniform subset of its own member of a ragged batch (:func:`ragged_sources`).
@@ -62,10 +63,14 @@ def ragged_uniform(
         generator: See :func:`uniform_sources`.
         minimum: Least number of sources, where a member has that many.
         always: bool ``[N]`` tokens that are kept in any case.
+        most_always: So many of a member's tokens are in ``always``, or fewer: a number on the host, like ``most``;
+            ``None``: there may be as many as a member has.
         block: Targets that share a list; every member begins a block of its own.
     """
     order, _, count, _ = _shuffled(ptr, keep, num_tokens, generator, minimum, always)
-    room = max(1, count_kept(most, keep, minimum))
+    if most_always is None:
+        most_always = 0 if always is None else most
+    room = max(1, count_kept(most, keep, max(minimum, most_always)))  # no list is longer, so that none is cut
     begin = ptr.to(order.device).long()
     places, _ = align_members(begin, num_tokens, block)
     blocks = places.shape[0] // block

@@ -65,6 +65,7 @@ def draw_subgraph(
             generator=generator,
             minimum=plan.minimum,
             always=first_tokens(graph, plan.always),
+            most_always=plan.always,
         )
     else:
         return pick_edges(graph, plan, batch, generator, self_offset, need_edges, need_share)
