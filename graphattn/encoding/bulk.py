@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from graphattn.encoding._structure import check_count
-from graphattn.encoding.transforms import NodeEncoding, need_data
+from graphattn.encoding.transforms import AddLaplacianPE, NodeEncoding, need_data
 from graphattn.errors import ArgumentTypeError
 from graphattn.graph import TokenGraph
 from graphattn.graph.check import check_edge_index
@@ -60,10 +60,19 @@ def precompute(data: Any, transform: Any, *, chunk: int = 256) -> Any:
         if isinstance(first, Compose):
             transforms[:0] = first.transforms
         elif isinstance(first, NodeEncoding):
+            first = _graph_by_graph(first)
             graphs = [done for i in range(0, len(graphs), chunk) for done in _together(graphs[i : i + chunk], first)]
         else:
             graphs = [first(graph) for graph in graphs]
     return graphs
+
+
+def _graph_by_graph(transform: NodeEncoding) -> NodeEncoding:
+    if isinstance(transform, AddLaplacianPE) and transform.sign == "random_batch":
+        # Graph by graph, each is a batch of its own, with signs of its own; the copy draws from the same generator.
+        transform = copy.copy(transform)
+        transform.sign = "random"
+    return transform
 
 
 def _together(graphs: list[Data], transform: NodeEncoding) -> list[Data]:

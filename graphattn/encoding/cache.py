@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graphattn._files import give_usual_permissions
 from graphattn.encoding.fingerprints import fingerprint, package_version
 from graphattn.encoding.hop import HopPairs
 from graphattn.encoding.laplacian import LaplacianEncoding
@@ -89,6 +90,18 @@ class EncodingCache:
 
 
 _RESULTS = (LaplacianEncoding, HopPairs)
+# What damage makes numpy and zipfile raise; the last two, where it looks like an unknown compression or a password.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    EOFError,
+    KeyError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 def _fields(function: Callable[..., Any], result: Any) -> dict[str, Tensor]:
@@ -105,7 +118,7 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+    except _UNREADABLE:
         return None
     return arrays if set(arrays) in known else None
 
@@ -117,6 +130,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             np.savez(file, **arrays)
+        give_usual_permissions(name)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -79,7 +79,13 @@ class NodeEncoding(_Transform):
                     f"attr_name=None appends the encoding to x, but x holds ids ({x.dtype}) that it cannot "
                     'stand beside; give it a name, attr_name="pe" say'
                 )
-            data.x = torch.cat([x, columns.to(x.dtype)], dim=-1)
+            same = columns.to(x.dtype)
+            if not columns.is_floating_point() and not torch.equal(same.to(columns.dtype), columns):
+                raise ArgumentError(
+                    f"attr_name=None appends the encoding to x, but x ({x.dtype}) cannot hold its ids exactly; give it "
+                    f'a name, attr_name="pe" say'
+                )
+            data.x = torch.cat([x, same], dim=-1)
         return data
 
 

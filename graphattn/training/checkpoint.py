@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
+from graphattn._files import give_usual_permissions
 from graphattn.errors import CheckpointError
 
 __all__ = ["AtomicCheckpointIO", "load_checkpoint", "write_atomically"]
@@ -37,7 +38,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        _give_usual_permissions(name)
+        give_usual_permissions(name)
         os.replace(name, path)
     except BaseException:  # Ctrl-C too: the temporary file goes, the old file stays
         Path(name).unlink(missing_ok=True)
@@ -133,13 +134,6 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
-
-
-def _give_usual_permissions(name: str) -> None:
-    """mkstemp makes files that only their owner may read; give them what ``open`` would have given."""
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(name, 0o666 & ~mask)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -89,6 +89,27 @@ def test_truncated_file_is_computed_again(tmp_path, graph):
     assert torch.equal(cache.compute(laplacian_pe, graph, 3), expected)
 
 
+@pytest.mark.parametrize(("offsets", "value"), [((10, 8), 99), ((8, 6), 1)], ids=["unknown compression", "password"])
+def test_damage_of_the_headers_is_computed_again(tmp_path, graph, offsets, value):
+    cache = EncodingCache(tmp_path)
+    expected = cache.compute(laplacian_pe, graph, 3)
+    path = cache.path(laplacian_pe, graph, 3)
+    content = bytearray(path.read_bytes())
+    for signature, offset in zip((b"PK\x01\x02", b"PK\x03\x04"), offsets, strict=True):
+        content[content.index(signature) + offset] = value
+    path.write_bytes(content)
+    with pytest.raises((NotImplementedError, RuntimeError)), np.load(path, allow_pickle=False) as file:
+        file["value"]
+    assert torch.equal(cache.compute(laplacian_pe, graph, 3), expected)
+
+
+def test_others_may_read_what_the_mask_lets_them(tmp_path, graph):
+    cache, plain = EncodingCache(tmp_path), tmp_path / "plain"
+    cache.compute(laplacian_pe, graph, 3)
+    plain.write_text("x")
+    assert cache.path(laplacian_pe, graph, 3).stat().st_mode == plain.stat().st_mode
+
+
 def test_pickles_are_not_loaded(tmp_path, graph):
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:

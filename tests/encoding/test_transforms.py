@@ -133,6 +133,27 @@ def test_no_name_appends_to_x():
         AddRandomWalkPE(3, attr_name=None)(ids)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "transform"),
+    [
+        (torch.bool, 4, AddDegree(None)),
+        (torch.uint8, 301, AddDegree(None)),
+        (torch.float16, 2050, AddDegree(None)),
+        (torch.float32, 4, AddWL(None)),
+    ],
+    ids=str,
+)
+def test_ids_that_x_cannot_hold_are_refused(dtype, tokens, transform):
+    star = torch.stack([torch.arange(1, tokens), torch.zeros(tokens - 1, dtype=torch.long)])
+    data = Data(x=torch.zeros(tokens, 1, dtype=dtype), edge_index=star)
+    with pytest.raises(ArgumentError, match=rf"x \({dtype}\) cannot hold its ids exactly"):
+        transform(data)
+    with pytest.raises(ArgumentError, match="cannot hold its ids exactly"):
+        precompute([data], transform)
+    few = Data(x=torch.zeros(2, 1, dtype=dtype), edge_index=star[:, :1])
+    assert AddDegree(None)(few).x[:, 1].tolist() == [1, 0]
+
+
 def test_eigenvalues_and_groups():
     data = graphs()[3]
     found = laplacian_pe(token_graph(data), 4, return_eigenvalues=True)
@@ -155,6 +176,23 @@ def test_random_signs_follow_the_seed_alone():
     for arguments in ({"sign": "random"}, {"seed": 1}):
         with pytest.raises(ArgumentError, match="seed goes with"):
             AddLaplacianPE(4, **arguments)
+
+
+def test_signs_of_a_batch_in_precompute_are_those_of_graph_by_graph():
+    def transform() -> AddLaplacianPE:
+        return AddLaplacianPE(3, sign="random_batch", seed=1)
+
+    one = transform()
+    alone = [one(data).pe for data in graphs() * 4]
+    for chunk in (2, 256):
+        bulk = transform()
+        made = precompute(graphs() * 4, bulk, chunk=chunk)
+        assert all(torch.equal(data.pe, pe) for data, pe in zip(made, alone, strict=True))
+        # It is left as it is, and goes on where the data set ended.
+        assert bulk.sign == "random_batch"
+        again = transform()
+        expected = [again(data).pe for data in graphs() * 4 + graphs()[1:2]][-1]
+        assert torch.equal(bulk(graphs()[1]).pe, expected)
 
 
 def test_hop_pairs_shift_with_their_graph():

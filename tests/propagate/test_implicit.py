@@ -10,10 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphattn import TokenGraph, attend, edge_weights
+from graphattn import TokenGraph, attend, edge_weights, patterns
 from graphattn.attention import propagate
 from graphattn.errors import ArgumentError
-from graphattn.propagate import EdgeOperator, Katz, Neumann, PersonalizedPageRank, Propagator, Resolvent, SolveReport
+from graphattn.propagate import (
+    EdgeOperator,
+    Katz,
+    Neumann,
+    PairOperator,
+    PersonalizedPageRank,
+    Propagator,
+    Resolvent,
+    SolveReport,
+)
 from graphattn.testing import GRAPH_KINDS, random_graph
 
 H, D = 2, 3
@@ -234,6 +243,81 @@ def test_a_series_that_cannot_converge() -> None:
     ring = TokenGraph.from_edge_index(torch.tensor([[0, 1], [1, 0]]), 2)
     out = propagate(ring, torch.full((2,), 2.0), torch.tensor([1.0, 0.0]).reshape(2, 1, 1), Resolvent(1.0, check=False))
     assert out.flatten().tolist() == pytest.approx([-1 / 3, -2 / 3], rel=1e-5)
+
+
+def operator_of(matrix: Tensor) -> EdgeOperator:
+    target, source = matrix.nonzero().T
+    graph = TokenGraph.from_edge_index(torch.stack([source, target]), matrix.shape[0])
+    return EdgeOperator(graph, matrix[target, source].unsqueeze(1))
+
+
+def chain_beside_a_loop() -> Tensor:
+    """Along the chain, a vector grows by so much that the loop's part is 0 beside it."""
+    matrix = torch.zeros(12, 12)
+    matrix[range(10), range(1, 11)] = 1e10
+    matrix[11, 11] = 2.0
+    return matrix
+
+
+@pytest.mark.parametrize(
+    ("matrix", "gamma", "radius"),
+    [
+        # The Jordan block is the largest after 64 steps, and outgrown by the loop later.
+        (torch.tensor([[1.02, 0, 0], [0, 0.97, 1], [0, 0, 0.97]]), 1.0, 1.02),
+        # A vector of ones is in the null space.
+        (torch.tensor([[2.0, -1, -1], [-1, 2, -1], [-1, -1, 2]]), 0.9, 3.0),
+        (chain_beside_a_loop(), 1.0, 2.0),
+    ],
+)
+def test_a_series_that_diverges_later_than_power_steps_tell(matrix: Tensor, gamma: float, radius: float) -> None:
+    with pytest.raises(ArgumentError, match="Katz: the series cannot converge") as error:
+        Katz(gamma)(operator_of(matrix), torch.eye(len(matrix)).unsqueeze(1))
+    found = re.search(r"about ([\d.]+) ", str(error.value))
+    assert found is not None and float(found.group(1)) == pytest.approx(radius, rel=2e-3)
+
+
+def test_a_diverging_series_does_not_hide_behind_a_converging_member() -> None:
+    blocks = [torch.tensor([[0.97, 1.0], [0.0, 0.97]]), torch.tensor([[1.02, 0.0], [0.0, 0.5]])]
+    operator = operator_of(torch.block_diag(*blocks))
+    graph = TokenGraph.from_edge_index(operator._graph.edge_index, ptr=torch.tensor([0, 2, 4]))
+    with pytest.raises(ArgumentError, match="in member 1, head 0"):
+        Katz(1.0)(EdgeOperator(graph, operator._weights), torch.ones(4, 1, 1))
+
+
+@pytest.mark.parametrize("copies", [1, 150])
+@pytest.mark.parametrize("block", [[[0.97, 100.0], [0.0, 0.97]], [[0.0, 2.0], [0.1, 0.0]]])
+def test_a_series_that_converges_late_is_taken(block: list[list[float]], copies: int) -> None:
+    """For weights that are not negative, in small members and in large ones."""
+    matrix = torch.block_diag(*[torch.tensor(block, dtype=F64)] * copies)
+    right = torch.randn(2 * copies, 1, 1, dtype=F64)
+    mover = Resolvent(1.0, method="dense")
+    expected = torch.linalg.solve(torch.eye(2 * copies, dtype=F64) - matrix, right[:, 0])
+    torch.testing.assert_close(mover(operator_of(matrix), right)[:, 0], expected)
+    radius = float(torch.linalg.eigvals(matrix).abs().max())
+    assert mover.report is not None and mover.report.radius is not None
+    assert radius * (1 - 1e-12) <= mover.report.radius < 1
+
+
+def test_signed_weights_that_converge() -> None:
+    """The radius of the absolute weights is above 1: the powers of a small member tell, those of a large one do not."""
+    block = torch.tensor([[0.5, -0.7], [0.7, 0.5]], dtype=F64)
+    mover = Resolvent(1.0)
+    mover(operator_of(block), torch.ones(2, 1, 1, dtype=F64))
+    assert mover.report is not None and mover.report.radius == pytest.approx(0.74**0.5, rel=1e-3)
+    large = operator_of(torch.block_diag(*[block] * 150))
+    with pytest.raises(ArgumentError, match="check=False, where negative weights"):
+        mover(large, torch.ones(300, 1, 1, dtype=F64))
+    Resolvent(1.0, check=False)(large, torch.ones(300, 1, 1, dtype=F64))
+
+
+def test_signed_weights_of_pairs_never_listed() -> None:
+    """Queries and keys whose products are 2 on the diagonal and -1 beside it."""
+    gram = torch.tensor([[2.0, -1, -1], [-1, 2, -1], [-1, -1, 2]], dtype=F64)
+    q, k = gram.unsqueeze(1), torch.eye(3, dtype=F64).unsqueeze(1)
+    pairs = PairOperator(patterns.complete(3), q, k, lambda x: x, lambda x: x, 0.0)
+    with pytest.raises(ArgumentError, match="Katz: the series cannot converge"):
+        Katz(0.9)(pairs, torch.eye(3, dtype=F64).unsqueeze(1))
+    Katz(0.3)(pairs, torch.eye(3, dtype=F64).unsqueeze(1))
 
 
 def test_a_discount_may_converge_for_one_head_only() -> None:

@@ -70,7 +70,8 @@ def gumbel_edges(
     Returns:
         bool ``[copies, E]`` in the graph's own order: which edges are drawn; and the probability of each, given the
         keys of the others (the largest key that was not drawn: Cohen & Kaplan, "Bottom-k sketches", 2007), with which
-        sums over what was drawn are unbiased.
+        sums over what was drawn are unbiased, provided that a target has fewer edges within one hop than it keeps.
+        Where those fill its quota, edges from further away are never drawn, and the sums lack them.
     """
     edges, hops = graph.num_edges, plan.hops
     tau = 1.0 if plan.sigma is None else plan.sigma
