@@ -42,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.seeds < 1:
         parser.error(f"--seeds must be at least 1, got {options.seeds}")
+    fixed = [word for word in options.overrides if word.startswith("--run.")]
+    if fixed:
+        parser.error(
+            f"{fixed[0].split('=')[0]} is set for each variant; name the runs in the configuration, or take --root"
+        )
     if not options.config.is_file():
         parser.error(f"there is no file {options.config}")
     config = yaml.safe_load(options.config.read_text(encoding="utf-8"))

@@ -20,10 +20,11 @@ __all__ = ["remembered"]
 
 _T = TypeVar("_T")
 _MOST = 64  # relations of a heterogeneous graph, or batches that somebody holds on to
+_COMPARED = 1 << 22  # numbers of a tensor that are compared: those of a buffer that a loader fills again and again
 
 # By the identities of the objects and what else the value was made from: weak references to the objects, which tell
-# whether an identity has changed hands, the versions that they had, and the value.
-_KNOWN: OrderedDict[tuple[Any, ...], tuple[tuple[Any, ...], tuple[int, ...], Any]] = OrderedDict()
+# whether an identity has changed hands, the versions and contents that they had, and the value.
+_KNOWN: OrderedDict[tuple[Any, ...], tuple[tuple[Any, ...], tuple[int, ...], list[Tensor | None], Any]] = OrderedDict()
 
 
 def remembered(objects: tuple[Any, ...], key: tuple[Any, ...], make: Callable[[], _T]) -> _T:
@@ -31,8 +32,9 @@ def remembered(objects: tuple[Any, ...], key: tuple[Any, ...], make: Callable[[]
 
     Args:
         objects: What the value is made from; only of plain tensors and token graphs it is remembered. It is made again
-            when one of them was changed in place (:attr:`Tensor._version`; writes through NumPy or ``.data`` do not
-            count), and forgotten with the first that is deleted.
+            when one of them was changed in place, and forgotten with the first that is deleted. Writes that PyTorch
+            does not count (:attr:`Tensor._version`), through NumPy or ``.data``, are seen on a CPU, in tensors of up to
+            4 million numbers.
         key: Whatever else it depends on, hashable.
         make: Makes it.
     """
@@ -43,8 +45,8 @@ def remembered(objects: tuple[Any, ...], key: tuple[Any, ...], make: Callable[[]
     versions = tuple(x._version if isinstance(x, Tensor) else 0 for x in objects)
     for place in (at, (*at[:-1], False))[: 1 + inference]:
         known = _KNOWN.get(place)
-        if known is not None and known[1] == versions and all(r() is x for r, x in zip(known[0], objects, strict=True)):
-            return known[2]
+        if known is not None and known[1] == versions and _are_the_same(objects, known[0], known[2]):
+            return known[3]
     value = make()
     if _is_capturing():
         return value  # is in memory that holds it after a replay only
@@ -52,10 +54,20 @@ def remembered(objects: tuple[Any, ...], key: tuple[Any, ...], make: Callable[[]
     def forget(_: Any, known: Any = _KNOWN) -> None:  # bound: at the end of Python, the global is gone
         known.pop(at, None)
 
-    _KNOWN[at] = (tuple(weakref.ref(x, forget) for x in objects), versions, value)
+    _KNOWN[at] = (tuple(weakref.ref(x, forget) for x in objects), versions, [_content(x) for x in objects], value)
     if len(_KNOWN) > _MOST:
         _KNOWN.popitem(last=False)
     return value
+
+
+def _content(x: Any) -> Tensor | None:
+    """A copy of what may change unseen; elsewhere than on a CPU, to look would be to wait for the device."""
+    return x.clone() if isinstance(x, Tensor) and x.device.type == "cpu" and x.numel() <= _COMPARED else None
+
+
+def _are_the_same(objects: tuple[Any, ...], references: tuple[Any, ...], contents: list[Tensor | None]) -> bool:
+    pairs = zip(objects, references, contents, strict=True)
+    return all(reference() is x and (was is None or torch.equal(x, was)) for x, reference, was in pairs)
 
 
 def _may_look_up(objects: tuple[Any, ...]) -> bool:

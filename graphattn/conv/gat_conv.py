@@ -41,6 +41,7 @@ class GATConv(AdditiveConv):
       were added come last, as in PyG. (Compiled code, whose sizes may not depend on values, lists self-loops that
       were replaced in their old places, with weight 0.)
     * Sparse :obj:`edge_index` and :obj:`edge_attr` go together with :obj:`add_self_loops`.
+    * Under autocast the output has its dtype; PyG's is float32 there.
     * :obj:`edge_dim` and :obj:`edge_attr` belong together; PyG ignores either without the other.
     * No :math:`(|\mathcal{E}|, H, F_{out})` tensor is made, unless an explainer asks for messages; edge features are
       projected to one number for each head at once.

@@ -39,6 +39,7 @@ class GATv2Conv(AdditiveConv):
       were added come last, as in PyG. (Compiled code, whose sizes may not depend on values, lists self-loops that
       were replaced in their old places, with weight 0.)
     * Sparse :obj:`edge_index` and :obj:`edge_attr` go together with :obj:`add_self_loops`.
+    * Under autocast the output has its dtype; PyG's is float32 there.
     * :obj:`edge_dim` and :obj:`edge_attr` belong together; PyG ignores the features' absence.
     * Without edge features, whose projection is one, no :math:`(|\mathcal{E}|, H, F_{out})` tensor is made, unless
       weights are returned or an explainer asks for messages.

@@ -75,6 +75,19 @@ def test_a_change_in_place_is_seen(kind: type, sample: Any) -> None:
     assert torch.equal(conv(s.x, edge_index), conv(s.x, edge_index.clone()))
 
 
+@pytest.mark.parametrize("kind", [TransformerConv, GATConv])
+def test_a_buffer_that_is_filled_again_is_another_graph(kind: type, sample: Any) -> None:
+    s, other = sample(), sample(seed=1)
+    conv = kind(6, 4).double()
+    buffer = s.edge_index.numpy().copy()
+    edge_index = torch.from_numpy(buffer)
+    conv(s.x, edge_index)
+    buffer[:] = other.edge_index  # which PyTorch does not see
+    assert torch.equal(conv(s.x, edge_index), conv(s.x, other.edge_index.clone()))
+    edge_index.data.copy_(s.edge_index)
+    assert torch.equal(conv(s.x, edge_index), conv(s.x, s.edge_index.clone()))
+
+
 def test_other_sizes_are_another_graph(sample: Any) -> None:
     s = sample(5, dtype=torch.float32)
     conv = GATConv((6, 6), 4)

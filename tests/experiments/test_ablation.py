@@ -36,3 +36,6 @@ def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit, match="2"):
         ablation.main(["--config", str(tmp_path / "missing.yaml")])
     assert "there is no file" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        ablation.main(["--config", str(tmp_path / "missing.yaml"), "--", "--run.name=x"])
+    assert "--run.name is set for each variant" in capsys.readouterr().err

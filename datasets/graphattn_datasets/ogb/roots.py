@@ -34,7 +34,7 @@ def find_folder(meta: OgbMeta, root: str | None = None) -> Path:
     places = _places(root)
     for place in places:
         for folder in (place / f"{meta.folder}_pyg", place / meta.folder):
-            if folder.is_dir():
+            if folder.is_dir() and not _is_a_cache(folder):
                 return _complete(folder, meta)
     if root is not None and (places[0] / "raw").is_dir():
         return _complete(places[0], meta)
@@ -89,6 +89,21 @@ def _complete(folder: Path, meta: OgbMeta) -> Path:
     return folder
 
 
+def _is_a_cache(folder: Path) -> bool:
+    """Whether there are only our copies of a set that was read elsewhere."""
+    theirs = folder / "processed" / "geometric_data_processed.pt"
+    return [path.name for path in folder.iterdir()] == ["processed"] and not theirs.is_file()
+
+
+def _keep_cache(folder: Path, arrived: Path) -> None:
+    """Move our copies to where the whole set is, which is to take the folder's place."""
+    (arrived / "processed").mkdir(exist_ok=True)
+    for path in (folder / "processed").iterdir():
+        os.replace(path, arrived / "processed" / path.name)
+    (folder / "processed").rmdir()
+    folder.rmdir()
+
+
 def _download(meta: OgbMeta, places: list[Path]) -> Path:
     target = places[-1] / meta.folder
     make_folder(places[-1])
@@ -104,6 +119,8 @@ def _download(meta: OgbMeta, places: list[Path]) -> Path:
             absent = missing_files(arrived, meta)
             if absent:
                 raise DataError(f"the archive lacks {', '.join(absent)}")
+            if target.is_dir():
+                _keep_cache(target, arrived)
             os.replace(arrived, target)
     except (OSError, DataError, EOFError, ValueError, zipfile.BadZipFile) as error:
         base, setting = data_folder(), os.environ.get(DATA_VARIABLE)

@@ -100,7 +100,7 @@ def parse_seeds(text: str) -> list[int]:
         raise ArgumentError(f"--seeds must be a number (10) or a list (0,1,2) of whole numbers from 0 up, got {text!r}")
     seeds = [int(word) for word in words] if is_list else list(range(int(words[0]) if words else 0))
     if not seeds:
-        raise ArgumentError(f"--seeds must name at least one seed, got {text!r}")
+        raise ArgumentError(f"--seeds must be how many (10: seeds 0 to 9) or a list ('0,': seed 0), got {text!r}")
     doubled = sorted({seed for seed in seeds if seeds.count(seed) > 1})
     if doubled:
         raise ArgumentError(f"--seeds must not repeat a seed, got {', '.join(map(str, doubled))} more than once")

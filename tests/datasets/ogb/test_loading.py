@@ -115,6 +115,19 @@ def test_a_missing_set_is_downloaded_once(ogb_files: Any, tmp_path: Path, monkey
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["ogbg_molhiv"]  # no archive, no half folder
 
 
+def test_copies_of_a_set_that_lay_elsewhere_are_no_set(ogb_files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, data, cache = ogb_files.write("ogbg-molhiv"), tmp_path / "data", tmp_path / "cache"
+    content = archive(folder, "hiv")
+    monkeypatch.setenv("GRAPHATTN_CACHE", str(cache))
+    monkeypatch.setenv("GRAPHATTN_DATA", str(ogb_files.root))
+    wanted = OgbGraphs("ogbg-molhiv")[7]
+    assert [path.name for path in (cache / "ogb" / "ogbg_molhiv").iterdir()] == ["processed"]
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Answer(content))
+    monkeypatch.setenv("GRAPHATTN_DATA", str(data))
+    assert torch.equal(OgbGraphs("ogbg-molhiv")[7].x, wanted.x)
+    assert (cache / "ogb" / "ogbg_molhiv" / "raw").is_dir()
+
+
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
