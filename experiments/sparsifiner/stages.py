@@ -144,7 +144,7 @@ class _Work:
 
     def _save(self, name: str, network: nn.Module, figures: dict[str, Any], begin: float) -> None:
         """Weights first: figures say that both are there."""
-        from graphattn.training.checkpoint import write_atomically
+        from graphattn._files import write_atomically
 
         state = {key: value.cpu() for key, value in network.state_dict().items()}
         write_atomically(state_path(self.out, self.seed, name), lambda file: torch.save(state, file))

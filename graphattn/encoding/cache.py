@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphattn._files import give_usual_permissions
+from graphattn._files import write_atomically
 from graphattn.encoding.fingerprints import fingerprint, package_version
 from graphattn.encoding.hop import HopPairs
 from graphattn.encoding.laplacian import LaplacianEncoding
@@ -124,14 +123,5 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {key: value.detach().cpu().numpy() for key, value in tensors.items()}
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, **arrays)
-        give_usual_permissions(name)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_atomically(path, lambda file: np.savez(file, **arrays))

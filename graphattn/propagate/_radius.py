@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from graphattn.errors import ArgumentError
 from graphattn.propagate._dense import Padded, dense_blocks
-from graphattn.propagate.operator import AttentionOperator, EdgeOperator
-from graphattn.propagate.pairs import PairOperator
-from graphattn.propagate.relu import ReluOperator
+from graphattn.propagate.operator import AttentionOperator
 
 __all__ = ["check_converges"]
 
@@ -68,9 +64,7 @@ def check_converges(name: str, operator: AttentionOperator, gamma: float | Tenso
 
 def _by_steps(operator: AttentionOperator, like: Tensor) -> Tensor:
     """An upper bound of the radius of |A|, and so of that of A, ``[M, H]``."""
-    members, size = operator.members, _magnitude(operator)
-    if size is None:
-        return like.new_full((members.count, like.shape[1]), float("inf"))
+    members, size = operator.members, operator.magnitude()
     x = like.new_ones(operator.num_targets, like.shape[1], 1)
     total = like.new_zeros(members.count, like.shape[1])  # logarithm of what all steps do to the vector
     least = torch.full_like(total, float("inf"))
@@ -93,15 +87,6 @@ def _by_steps(operator: AttentionOperator, like: Tensor) -> Tensor:
         most = members.max(quotient[..., 0]).clamp(min=0.0)
         least = torch.minimum(least, ((most.log() + growth) / _STEPS).exp())
     return least
-
-
-def _magnitude(operator: AttentionOperator) -> AttentionOperator | None:
-    """The operator of the absolute weights, where it is known."""
-    if isinstance(operator, EdgeOperator):
-        return EdgeOperator(operator._graph, operator._weights.detach().abs(), operator._backend)
-    if isinstance(operator, PairOperator):
-        return replace(operator, weigh=lambda scores: operator.weigh(scores).abs())
-    return operator if isinstance(operator, ReluOperator) else None
 
 
 def _by_squares(operator: AttentionOperator, factor: Tensor, radius: Tensor, like: Tensor) -> Tensor:

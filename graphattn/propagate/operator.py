@@ -20,7 +20,8 @@ class AttentionOperator(Protocol):
     """The attention matrix :math:`A` (targets by sources, one for each head), never as a matrix.
 
     Rows are those of the folded call: N counts the tokens of all copies of the graph, H the heads of all entries that
-    share a graph. All but :meth:`bound` are differentiable with respect to whatever made the weights.
+    share a graph. All but :meth:`magnitude` and :meth:`bound` are differentiable with respect to whatever made the
+    weights.
     """
 
     @property
@@ -48,6 +49,10 @@ class AttentionOperator(Protocol):
 
     def row_sum(self) -> Tensor:
         """:math:`A 1`: ``[T, H]``."""
+        ...
+
+    def magnitude(self) -> AttentionOperator:
+        """:math:`|A|`, without gradient."""
         ...
 
     def bound(self) -> Tensor:
@@ -117,6 +122,10 @@ class EdgeOperator:
     def row_sum(self) -> Tensor:
         """See :meth:`AttentionOperator.row_sum`."""
         return segment_sum(self._structure, self._weights, backend=self._backend)
+
+    def magnitude(self) -> EdgeOperator:
+        """See :meth:`AttentionOperator.magnitude`."""
+        return EdgeOperator(self._graph, self._weights.detach().abs(), self._backend)
 
     @torch.no_grad()
     def bound(self) -> Tensor:

@@ -117,10 +117,15 @@ class PairOperator:
         top = layout.from_targets(top).squeeze(-1)
         return top.masked_fill(top == float("-inf"), 0.0)
 
+    def magnitude(self) -> PairOperator:
+        """See :meth:`AttentionOperator.magnitude`."""
+        row, column = (None if x is None else x.detach().abs() for x in (self.row_factor, self.column_factor))
+        return replace(self, weigh=lambda scores: self.weigh(scores).abs(), row_factor=row, column_factor=column)
+
     @torch.no_grad()
     def bound(self) -> Tensor:
         """See :meth:`AttentionOperator.bound`."""
-        size = replace(self, weigh=lambda scores: self.weigh(scores).abs())
+        size = self.magnitude()
         norm = self.members.sum(self.square_sum()).sqrt()
         rows = self.members.max(size.row_sum())
         columns = Members.of_sources(self.graph).max(size.column_sum())

@@ -132,6 +132,10 @@ class ReluOperator:
         """See :meth:`AttentionOperator.row_sum`."""
         return self.matmul(self._k.new_ones(*self._k.shape[:2], 1)).squeeze(-1)
 
+    def magnitude(self) -> ReluOperator:
+        """See :meth:`AttentionOperator.magnitude`; no weight is negative."""
+        return self
+
     @torch.no_grad()
     def bound(self) -> Tensor:
         """See :meth:`AttentionOperator.bound`; the Frobenius norm, which is below 1."""

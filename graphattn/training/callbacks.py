@@ -16,8 +16,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from graphattn._files import write_atomically
 from graphattn.errors import TrainingError
-from graphattn.training.checkpoint import write_atomically
 from graphattn.training.plots import plot_curves
 
 __all__ = ["EpochSeed", "History", "RunCheckpoint", "StopOnNaN"]

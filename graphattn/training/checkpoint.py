@@ -4,46 +4,19 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
-from graphattn._files import give_usual_permissions
+from graphattn._files import write_atomically
 from graphattn.errors import CheckpointError
 
-__all__ = ["AtomicCheckpointIO", "load_checkpoint", "write_atomically"]
+__all__ = ["AtomicCheckpointIO", "load_checkpoint"]
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Tensor, torch.dtype, torch.device, torch.Size)
-
-
-def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that ``path`` holds either its old content or all of the new one, whatever happens.
-
-    The bytes go to a temporary file in the same folder, are flushed to the disk, and the file takes the name at last.
-
-    Args:
-        path: The file; its folder is made if need be.
-        write: Receives the open binary file.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        give_usual_permissions(name)
-        os.replace(name, path)
-    except BaseException:  # Ctrl-C too: the temporary file goes, the old file stays
-        Path(name).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
 
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
@@ -134,17 +107,3 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself durable, where the system can."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows cannot open folders
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)

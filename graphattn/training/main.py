@@ -17,8 +17,9 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from graphattn._files import write_atomically
 from graphattn.errors import ConfigError
-from graphattn.training.checkpoint import load_checkpoint, write_atomically
+from graphattn.training.checkpoint import load_checkpoint
 from graphattn.training.lightning_cli import FinishedRun, TrainingCLI
 from graphattn.training.lock import only_writer
 from graphattn.training.results import Figures, Results

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from graphattn.training.checkpoint import write_atomically
+from graphattn._files import write_atomically
 
 __all__ = ["metric_label", "plot_curves"]
 

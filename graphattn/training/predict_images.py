@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graphattn._files import write_atomically
 from graphattn.errors import ArgumentError, DataError
 from graphattn.models.image import Reading
 from graphattn.optional import require
-from graphattn.training.checkpoint import load_checkpoint, write_atomically
+from graphattn.training.checkpoint import load_checkpoint
 from graphattn.training.segmentation_pictures import connectivity_picture, instance_picture
 
 __all__ = ["Outcome", "predict_folder", "run"]

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+from graphattn.testing import require_or_skip
+
+require_or_skip("triton")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TRITON = importlib.import_module("graphattn_kernels._triton")
+needs_device = [
+    pytest.mark.triton,
+    pytest.mark.skipif(DEVICE == "cpu" and not TRITON._INTERPRETED, reason="needs CUDA or TRITON_INTERPRET=1"),
+]
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from itertools import product
 
 import pytest
@@ -12,17 +11,9 @@ from torch import Tensor
 
 from graphattn.graph import TokenGraph
 from graphattn_kernels.structure import Structure, View
-from tests.kernels.launches import Recorder, moved
+from tests.kernels.launches import DEVICE, Recorder, moved, needs_device
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("needs Triton", allow_module_level=True)
-
-TRITON = importlib.import_module("graphattn_kernels._triton")
-pytestmark = [
-    pytest.mark.triton,
-    pytest.mark.skipif(DEVICE == "cpu" and not TRITON._INTERPRETED, reason="needs CUDA or TRITON_INTERPRET=1"),
-]
+pytestmark = needs_device
 INTEGERS = [(torch.int32, torch.int32), (torch.int64, torch.int64), (torch.int32, torch.int64), (torch.int32, None)]
 
 

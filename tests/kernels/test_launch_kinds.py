@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
@@ -14,18 +13,9 @@ from torch import Tensor
 
 from graphattn_kernels.blocks import flat, from_mask
 from graphattn_kernels.lists import SourceLists
-from tests.kernels.launches import Recorder, moved
+from tests.kernels.launches import DEVICE, TRITON, Recorder, moved, needs_device
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("needs Triton", allow_module_level=True)
-
-TRITON = importlib.import_module("graphattn_kernels._triton")
-
-pytestmark = [
-    pytest.mark.triton,
-    pytest.mark.skipif(DEVICE == "cpu" and not TRITON._INTERPRETED, reason="needs CUDA or TRITON_INTERPRET=1"),
-]
+pytestmark = needs_device
 
 
 def module(name: str) -> Any:

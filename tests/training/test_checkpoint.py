@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from graphattn._files import write_atomically
 from graphattn.errors import CheckpointError
-from graphattn.training.checkpoint import AtomicCheckpointIO, load_checkpoint, write_atomically
+from graphattn.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 
 
 def save(path: Path, value: float) -> None:

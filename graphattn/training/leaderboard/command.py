@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from graphattn._files import write_atomically
 from graphattn.errors import ArgumentError, ConfigError, TrainingError
-from graphattn.training.checkpoint import write_atomically
 from graphattn.training.leaderboard.arguments import Arguments, parse_arguments
 from graphattn.training.leaderboard.picture import plot_row
 from graphattn.training.leaderboard.plan import Plan, make_plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from graphattn.training.checkpoint import write_atomically
+from graphattn._files import write_atomically
 from graphattn.training.leaderboard.row import Row
 
 __all__ = ["plot_row"]
