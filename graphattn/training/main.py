@@ -7,7 +7,8 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch import callbacks
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
+from torch import distributed, nn
 
 from graphattn._files import write_atomically
 from graphattn.errors import ConfigError
@@ -63,7 +64,22 @@ def run(subcommand: str, argv: Sequence[str]) -> Results | list[dict[str, float]
             results = finished.results
             _say(f"{results.folder} is finished already; its results:\n\n{results.to_markdown()}")
             return results
-        return _fit(cli) if subcommand == "fit" else _score_checkpoint(cli)
+        with _own_process_group():
+            return _fit(cli) if subcommand == "fit" else _score_checkpoint(cli)
+
+
+@contextmanager
+def _own_process_group() -> Iterator[None]:
+    """Close the process group that a run of several processes opens, if the run ends well.
+
+    Lightning closes NCCL's alone. A Gloo group that is open when Python ends can abort the process, whose run is then
+    called failed though its results are written (pytorch/pytorch#190489). After an error it stays open: closing waits
+    for the other processes, and the error is what the user must see.
+    """
+    before = distributed.is_available() and distributed.is_initialized()
+    yield
+    if not before and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _score_checkpoint(cli: TrainingCLI) -> list[dict[str, float]] | None:
