@@ -82,6 +82,22 @@ def test_triton_is_the_definition(sources: int, dtype: torch.dtype) -> None:
     assert torch.equal(*(select_bits(x, at=0.5, backend=b) for b in ("triton", "reference")))
 
 
+@pytest.mark.triton
+@pytest.mark.skipif(not TRITON, reason="needs triton, CUDA or TRITON_INTERPRET=1")
+@pytest.mark.parametrize(("rows", "sources"), [(1, 300), (1, 1000), (65, 1000), (1, 1025)])
+def test_runs_of_any_length(rows: int, sources: int) -> None:
+    """Of 4, 16 and 32 sources, which decide alone where equal scores are cut; of 8 that lie nowhere in particular."""
+    x = torch.randn(1, rows, sources, generator=torch.Generator().manual_seed(0)).mul(2).round().half().to(DEVICE)
+    always = torch.arange(sources, device=DEVICE) % 50 == 0
+    bits = [select_bits(x, sources // 3, keep_self=True, backend=b) for b in ("triton", "reference")]
+    assert torch.equal(*bits)
+    lists = [select_lists(x, sources // 9, always=always, own=40, backend=b) for b in ("triton", "reference")]
+    (index, length), (expected, count) = lists
+    assert torch.equal(length, count)
+    used = torch.arange(index.shape[-1], device=DEVICE) < length.unsqueeze(-1)
+    assert torch.equal(index[used], expected[used])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_number_is_not_rounded_to_the_dtype_of_scores(backend: str) -> None:
     x = torch.tensor([[[0.3, 0.0, -0.0, 0.5]]], device=DEVICE)  # 0.3 in float16 is a little more
@@ -189,7 +205,7 @@ def test_order_of_wide_rows(sources: int) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("sources", [197, 4096, 16_384, 32_768])
+@pytest.mark.parametrize("sources", [197, 4096, 4097, 16_384, 32_768])
 def test_wide_rows(sources: int, dtype: torch.dtype) -> None:
     x = torch.randn(2, 40, sources, device="cuda").to(dtype)
     k = sources // 10
