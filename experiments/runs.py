@@ -1,4 +1,5 @@
-"""Runs of ``graphattn fit`` for several variants and seeds: whether they are finished, and what they gave."""
+"""Runs of ``graphattn fit`` for several variants and seeds: whether they are finished, what they gave, and what is
+written above it."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 from graphattn.errors import ConfigError
 from graphattn.training.results import Results, read_results
 
-__all__ = ["Table", "fit_here", "is_finished", "read_runs", "shared_seeds"]
+__all__ = ["Table", "fit_here", "heading", "is_finished", "read_runs", "shared_seeds"]
 
 Table = dict[str, list[Results]]
 """Results of each variant, in the order of seeds."""
@@ -45,3 +46,8 @@ def shared_seeds(found: dict[str, dict[int, Results]]) -> Table:
     """The results of every seed that all have finished; nothing where there is none."""
     seeds = sorted(set.intersection(*map(set, found.values()))) if found else []
     return {name: [runs[seed] for seed in seeds] for name, runs in found.items()} if seeds else {}
+
+
+def heading(text: str, quick: bool) -> str:
+    """The heading of a table or picture; above what ``--quick`` gave, it says that these are no results."""
+    return f"QUICK RUN, no results: {text}" if quick else text

@@ -106,6 +106,9 @@ def _train(command: str, arguments: list[str]) -> int:
     # A console script does not have the current folder on its path, where a user keeps the model that a config names.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    from graphattn.training.parent import follow_parent
+
+    follow_parent()  # before torch is imported, which takes seconds
     if command == "predict" and any(argument.partition("=")[0] == "--images" for argument in arguments):
         from graphattn.training.predict_images import run as predict_images
 

@@ -19,7 +19,7 @@ from torch_geometric.data.separate import separate
 
 from graphattn.encoding.fingerprints import describe, fingerprint, package_version
 from graphattn.errors import ArgumentError, DataError, GraphattnError
-from graphattn_datasets.paths import DATA_VARIABLE, data_folder, make_folder, say
+from graphattn_datasets.paths import DATA_VARIABLE, data_folder, data_setting, make_folder, say
 from graphattn_datasets.pre_transform import apply_pre_transform
 from graphattn_datasets.storage import FORMAT, Collated, read_graphs, write_graphs
 
@@ -161,16 +161,11 @@ class CachedDataset(InMemoryDataset):
 
     def _missing(self, reason: str) -> DataError:
         absent = [osp.basename(path) for path in self.raw_paths if not osp.exists(path)]
-        base, setting = data_folder(), os.environ.get(DATA_VARIABLE)
-        if base is not None:
-            state = f"is {base}"
-        else:
-            state = f"is {setting}, which is not a folder" if setting else "is not set"
         places = [str(self.raw_dir), *(f"${DATA_VARIABLE}/{folder}" for folder in self.shared_folders())]
         lines = [f"{self!r}: raw files are missing: {', '.join(absent)}; {reason}"]
         if self.addresses():
             lines.append(f"from: {' '.join(self.addresses()[:4])}{' ...' if len(self.addresses()) > 4 else ''}")
-        lines.append(f"put them into: {' or '.join(places)} ({DATA_VARIABLE} {state})")
+        lines.append(f"put them into: {' or '.join(places)} ({data_setting()})")
         return DataError("\n  ".join(lines))
 
     # Processed files.

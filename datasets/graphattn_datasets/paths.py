@@ -17,6 +17,7 @@ __all__ = [
     "atomic_path",
     "cache_root",
     "data_folder",
+    "data_setting",
     "make_folder",
     "say",
 ]
@@ -30,6 +31,14 @@ def data_folder() -> Path | None:
     value = os.environ.get(DATA_VARIABLE)
     folder = Path(value).expanduser() if value else None
     return folder if folder is not None and folder.is_dir() else None
+
+
+def data_setting() -> str:
+    """What ``GRAPHATTN_DATA`` says, for the error of a data set that is missing."""
+    value, folder = os.environ.get(DATA_VARIABLE), data_folder()
+    if not value:
+        return f"{DATA_VARIABLE} is not set"
+    return f"{DATA_VARIABLE} is {value}, which is not a folder" if folder is None else f"{DATA_VARIABLE} is {folder}"
 
 
 def cache_root(root: str | os.PathLike[str] | None = None, family: str = "") -> str:

@@ -18,7 +18,7 @@ from torch_geometric.utils import one_hot, to_undirected
 from graphattn.errors import ArgumentError, DataError
 from graphattn_datasets.cached import CachedDataset, NamedFolders
 from graphattn_datasets.info import DatasetInfo
-from graphattn_datasets.paths import cache_root, data_folder
+from graphattn_datasets.paths import cache_root, data_folder, data_setting
 from graphattn_datasets.storage import Collated
 
 __all__ = ["DGCNNText", "Fold", "TUDataset", "make"]
@@ -271,7 +271,7 @@ def _fold_file(root: str, name: str, folder: str, file: str) -> Path:
         if (place / file).is_file():
             return place / file
     raise DataError(
-        f"{name}: the fold file {file} is missing. Put it into {' or '.join(map(str, places))}, "
+        f"{name}: the fold file {file} is missing. Put it into {' or '.join(map(str, places))} ({data_setting()}), "
         "or split the data set yourself (scikit-learn's StratifiedKFold, say)."
     )
 

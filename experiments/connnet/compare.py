@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         failed = run_all(plans, options.parallel)
         for plan in plans:
-            _report(plan, options.pictures)
+            _report(plan, options.pictures, options.quick)
     except GraphattnError as error:
         print(f"compare: error: {error}", file=sys.stderr)
         return 2
@@ -71,18 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _report(plan: Plan, pictures: bool) -> None:
+def _report(plan: Plan, pictures: bool, quick: bool) -> None:
     table = read_table(plan)
     if not table:
         print(f"compare: {plan.out}: no seed has all its runs yet", file=sys.stderr)
         return
-    text = write_table(table, plan.out)
+    text = write_table(table, plan.out, quick)
     (plan.out / "compare.md").write_text(text, encoding="utf-8")
     print(f"\n{text}\n{plan.out / 'compare.md'}, .json, .csv", flush=True)
     if pictures:
         from experiments.connnet.look import draw
 
-        print("\n".join(str(path) for path in draw(plan)), flush=True)
+        print("\n".join(str(path) for path in draw(plan, quick)), flush=True)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

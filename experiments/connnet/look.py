@@ -11,6 +11,7 @@ from torch import Tensor
 
 from experiments.connnet.runs import Plan
 from experiments.connnet.variants import VARIANTS
+from experiments.runs import heading
 from graphattn.training.checkpoint import load_checkpoint
 from graphattn.training.lightning_cli import TrainingCLI
 from graphattn.training.segmentation_pictures import connectivity_picture, instance_picture
@@ -21,7 +22,7 @@ SHOWN = 6  # photographs
 _QUIET = ("--trainer.enable_progress_bar=false", "--trainer.accelerator=auto", "--trainer.precision=32-true")
 
 
-def draw(plan: Plan, seed: int = 0) -> list[Path]:
+def draw(plan: Plan, quick: bool, seed: int = 0) -> list[Path]:
     """``examples.png`` (masks, or instances in colours), ``saliency.png`` and ``connectivity.png``, of the last
     checkpoints of a seed, for test photographs at even distances in the set."""
     data: Any = None
@@ -42,7 +43,7 @@ def draw(plan: Plan, seed: int = 0) -> list[Path]:
     }
     votes = {name: [(r.saliency * 255).round().byte().numpy() for r in found] for name, found in columns.items()}
     edges = {name: [connectivity_picture(r.edges, task.neighbours) for r in found] for name, found in columns.items()}
-    where = plan.path.stem
+    where = heading(plan.path.stem, quick)
     return [
         _draw({**shared, **said}, plan.out / "examples.png", f"{where}: {'instances' if several else 'masks'}"),
         _draw({**shared, **votes}, plan.out / "saliency.png", f"{where}: saliency"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from experiments.connnet.variants import BASELINE, LONG
 from experiments.paired import difference, interval, spread
+from experiments.runs import heading
 from graphattn.training.results import Results
 
 __all__ = ["markdown", "write_table"]
@@ -16,7 +17,7 @@ __all__ = ["markdown", "write_table"]
 DIGITS = 3
 
 
-def write_table(table: dict[str, list[Results]], out: Path) -> str:
+def write_table(table: dict[str, list[Results]], out: Path, quick: bool) -> str:
     """``compare.json`` and ``compare.csv``; the text of ``compare.md``."""
     rows = {name: [json.loads(result.to_json()) for result in found] for name, found in table.items()}
     (out / "compare.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
@@ -28,7 +29,7 @@ def write_table(table: dict[str, list[Results]], out: Path) -> str:
             for r in results:
                 figures = [r.last.test[metric] for metric in metrics]
                 writer.writerow([name, r.seed, *figures, r.epochs, round(r.seconds, 1), r.parameters])
-    return markdown(table, out.name)
+    return markdown(table, out.name, quick)
 
 
 def metrics_of(table: dict[str, list[Results]]) -> list[str]:
@@ -36,13 +37,14 @@ def metrics_of(table: dict[str, list[Results]]) -> list[str]:
     return [metric for metric in next(iter(table.values()))[0].last.test if metric != "loss"]
 
 
-def markdown(table: dict[str, list[Results]], name: str) -> str:
+def markdown(table: dict[str, list[Results]], name: str, quick: bool = False) -> str:
     """The tables as text; figures are of the last epoch, so that nothing is chosen by them."""
     first, metrics = table[BASELINE][0], metrics_of(table)
     head = f"| | {' | '.join(metrics)} |"
     rule = "|---" + "|---:" * len(metrics) + "|"
+    title = f"{name}: test, last of {first.epochs} epochs, {len(table[BASELINE])} seeds, on {first.device}"
     lines = [
-        f"# {name}: test, last of {first.epochs} epochs, {len(table[BASELINE])} seeds, on {first.device}",
+        f"# {heading(title, quick)}",
         "",
         "Mean ± unbiased standard deviation over seeds.",
         "",

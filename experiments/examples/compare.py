@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds, least = (0.2, 5) if length == "quick" else (3.0, 10)
     effort = Effort(options.seeds, seconds, least, length, options.synthetic, not options.no_memory)
     out = options.out or Path("runs") / f"examples-{datetime.now():%Y%m%d-%H%M%S}"
-    facts = report.about(" ".join(["python -m experiments.examples.compare", *arguments]), options.seeds, device)
+    command = " ".join(["python -m experiments.examples.compare", *arguments])
+    facts = report.about(command, options.seeds, device, length)
     pairs: list[Pair] = []
     skipped: dict[str, str] = {}
     for name in options.names or known:

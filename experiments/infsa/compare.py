@@ -45,25 +45,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_network(plan.config, str(plan.path))
         failed = run_all(plans, options.parallel)
         for plan in plans:
-            _report(plan, options.looks)
+            _report(plan, options.looks, options.quick)
     except GraphattnError as error:
         print(f"compare: error: {error}", file=sys.stderr)
         return 2
     return 1 if failed else 0
 
 
-def _report(plan: Plan, looks: bool) -> None:
+def _report(plan: Plan, looks: bool, quick: bool) -> None:
     """Table, and what the trained networks read, from the runs that are finished."""
     table = read_table(plan)
     if not table:
         print(f"== {plan.out}: the first variant has no finished run, so there is no table", flush=True)
         return
-    text = write_table(table, plan.out)
+    text = write_table(table, plan.out, quick)
     if looks and plan.of_images:
         from experiments.infsa.look import look
 
         print(f"== looking at what the trained networks of {plan.out} read", flush=True)
-        text += "\n" + look(table, plan.out)
+        text += "\n" + look(table, plan.out, quick)
     (plan.out / "compare.md").write_text(text, encoding="utf-8")
     print(f"\n{text}\n{plan.out / 'compare.md'}, .json, .csv, .png", flush=True)
 

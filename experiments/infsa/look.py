@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from experiments.runs import heading
 from graphattn.insight import (
     DeletionCurve,
     deletion_curve,
@@ -40,15 +41,16 @@ class Looked(NamedTuple):
     relevance: Tensor
 
 
-def look(table: dict[str, list[Results]], folder: Path) -> str:
+def look(table: dict[str, list[Results]], folder: Path, quick: bool) -> str:
     """Look at the last checkpoint of every run; the text that belongs below the table.
 
     Args:
         table: Runs by variant.
         folder: Where ``deletion.png`` and ``relevance.png`` go.
+        quick: The runs were quick ones, and the pictures say so.
     """
     found = {key: [look_at(Path(result.folder)) for result in results] for key, results in table.items()}
-    _draw({key: seeds[0] for key, seeds in found.items()}, folder)
+    _draw({key: seeds[0] for key, seeds in found.items()}, folder, quick)
     depth = max(len(seeds[0].cosines) for seeds in found.values())
     lines = [
         "## Cosines of the Linear-InfSA score to the Perron vectors",
@@ -108,12 +110,12 @@ def trained(folder: Path) -> tuple[Any, Any]:
     return task.model.eval(), cli.datamodule.splits.test
 
 
-def _draw(found: dict[str, Looked], folder: Path) -> None:
+def _draw(found: dict[str, Looked], folder: Path, quick: bool) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = plot_deletion({key: seed.curves["morf"] for key, seed in found.items()}, ax=figure.subplots())
-    axes.set_title("most relevant patches first, seed 0", fontsize="medium")
+    axes.set_title(heading("most relevant patches first, seed 0", quick), fontsize="medium")
     figure.savefig(folder / "deletion.png", dpi=150)
 
     figure = Figure(figsize=(1.5 * SHOWN, 1.6 * (len(found) + 1)), layout="constrained")
@@ -124,5 +126,6 @@ def _draw(found: dict[str, Looked], folder: Path) -> None:
             plot_relevance(pixels, relevance, ax=places[row, column])
         places[row, 0].set_title(key, loc="left", fontsize="small")
     places[0, 0].set_title("image", loc="left", fontsize="small")
-    figure.suptitle(f"relevance ({HOW} of the attention, mean over heads and layers), seed 0", fontsize="small")
+    title = f"relevance ({HOW} of the attention, mean over heads and layers), seed 0"
+    figure.suptitle(heading(title, quick), fontsize="small")
     figure.savefig(folder / "relevance.png", dpi=150)

@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 
 from experiments.paired import interval, mean_and_deviation, spread
+from experiments.runs import heading
 from graphattn.training.results import Results
 
 __all__ = ["markdown", "picture", "write_table"]
 
 
-def write_table(table: dict[str, list[Results]], out: Path) -> str:
+def write_table(table: dict[str, list[Results]], out: Path, quick: bool) -> str:
     """``compare.json``, ``compare.csv`` and ``compare.png``; the text of ``compare.md``."""
     rows = {key: [json.loads(result.to_json()) for result in found] for key, found in table.items()}
     (out / "compare.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
@@ -23,15 +24,16 @@ def write_table(table: dict[str, list[Results]], out: Path) -> str:
             for r in results:
                 figures = (r.last.test[r.metric], r.best.test[r.metric], r.last.train[r.metric])
                 writer.writerow([key, r.seed, r.metric, *figures, r.epochs, round(r.seconds, 1)])
-    picture(table, out / "compare.png")
-    return markdown(table, out.name)
+    picture(table, out / "compare.png", quick)
+    return markdown(table, out.name, quick)
 
 
-def markdown(table: dict[str, list[Results]], name: str) -> str:
+def markdown(table: dict[str, list[Results]], name: str, quick: bool = False) -> str:
     """The table as text: mean ± unbiased standard deviation over seeds, and differences to the first row by seed."""
     first = next(iter(table.values()))
+    title = f"{name}: test {first[0].metric}, {len(first)} seeds, {first[0].epochs} epochs, on {first[0].device}"
     lines = [
-        f"# {name}: test {first[0].metric}, {len(first)} seeds, {first[0].epochs} epochs, on {first[0].device}",
+        f"# {heading(title, quick)}",
         "",
         "| attention | parameters | last epoch | best validation | last epoch less the first row, by seed: mean ± "
         "deviation [95 % interval of the mean] | training, last epoch | seconds |",
@@ -54,7 +56,7 @@ def markdown(table: dict[str, list[Results]], name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def picture(table: dict[str, list[Results]], path: Path) -> None:
+def picture(table: dict[str, list[Results]], path: Path, quick: bool = False) -> None:
     """The test metric of each seed at the last epoch, with mean and standard deviation."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -74,6 +76,6 @@ def picture(table: dict[str, list[Results]], path: Path) -> None:
     axes.set_xlim(-0.6, len(table) - 0.4)
     metric = next(iter(table.values()))[0].metric
     axes.set_ylabel(f"test {metric.replace('_', ' ')} (%), last epoch")
-    axes.set_title("mean ± standard deviation (blue), seeds (orange)", fontsize="medium")
+    axes.set_title(heading("mean ± standard deviation (blue), seeds (orange)", quick), fontsize="medium")
     axes.grid(alpha=0.3, axis="y")
     figure.savefig(path, dpi=150)

@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     facts = {
         "task": options.task,
+        "quick": options.quick,
         "command": shlex.join(["python", "-m", "experiments.llm_windows.compare", *(argv or sys.argv[1:])]),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from experiments.llm_windows.look import look
 
         print("== looking at what the trained networks read", flush=True)
-        text += "\n" + look(out, results, options.device)
+        text += "\n" + look(out, results, options.device, options.quick)
     print(f"\n{text}\n{out}/compare.md, .json, .png; {time.perf_counter() - begin:.0f} s")
     for job in failed:
         print(f"compare: error: {job.name} failed; see {job.log}", file=sys.stderr)

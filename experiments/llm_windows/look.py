@@ -15,6 +15,7 @@ from experiments.llm_windows.network import WINDOWS, PromptNetwork, WindowChoice
 from experiments.llm_windows.tasks import Task, make_task
 from experiments.llm_windows.train import evaluation_trees, folder_of, make_network
 from experiments.paired import spread
+from experiments.runs import heading
 from graphattn.insight import (
     PERTURBATIONS,
     AttentionDistance,
@@ -77,13 +78,14 @@ class Reading(NamedTuple):
     maps: Tensor
 
 
-def look(out: Path, results: dict[str, dict[int, dict[str, Any]]], device: str) -> str:
+def look(out: Path, results: dict[str, dict[int, dict[str, Any]]], device: str, quick: bool) -> str:
     """Write ``look.md``, ``look.json`` and pictures into the folder of a comparison; the text.
 
     Args:
         out: The folder.
         results: See :func:`experiments.llm_windows.report.read_results`.
         device: Where to run.
+        quick: The runs were quick ones, and text and pictures say so.
     """
     from experiments.llm_windows.pictures import draw
 
@@ -98,9 +100,9 @@ def look(out: Path, results: dict[str, dict[int, dict[str, Any]]], device: str) 
             read(before, task, prompts, WINDOWS[name]),
             read(after, task, prompts, WINDOWS[name]),
         )
-    text = _text(found, results)
+    text = _text(found, results, quick)
     if found:
-        draw(found, prompts, out)
+        draw(found, prompts, out, quick)
     (out / "look.md").write_text(text, encoding="utf-8")
     (out / "look.json").write_text(json.dumps(_numbers(found), indent=1) + "\n")
     return text
@@ -185,9 +187,10 @@ def _waad(found: list[dict[str, Any]], node: Tensor) -> tuple[float, float]:
     return statistics.fmean(float(distances[layer][head]) for layer, head in near), float(torch.cat(distances).mean())
 
 
-def _text(found: dict[str, tuple[Reading, Reading]], results: dict[str, dict[int, dict[str, Any]]]) -> str:
+def _text(found: dict[str, tuple[Reading, Reading]], results: dict[str, dict[int, dict[str, Any]]], quick: bool) -> str:
+    attention = f"Attention before and after training (seed 0, {PROMPTS} test prompts, mean over layers and heads)"
     lines = [
-        "## Linkage reliance",
+        f"## {heading('Linkage reliance', quick)}",
         "",
         "Points of test accuracy lost when links are wrong, in the training window, mean ± deviation over seeds: two "
         "neighbours exchange their children (I), children change places (II), all nodes are shuffled (III), about half "
@@ -202,7 +205,7 @@ def _text(found: dict[str, tuple[Reading, Reading]], results: dict[str, dict[int
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"## Attention before and after training (seed 0, {PROMPTS} test prompts, mean over layers and heads)",
+        f"## {heading(attention, quick)}",
         "",
         "Received attention: Kolmogorov-Smirnov statistic and Jensen-Shannon divergence (nats) of its logarithms. "
         "Alignment: rank correlation of a node's received attention with its nearness to the centre. U: received at "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from experiments.llm_windows.claims import FULL, NAMES, claims
+from experiments.runs import heading
 
 __all__ = ["markdown", "matrix", "read_results", "write"]
 
@@ -54,7 +55,7 @@ def markdown(results: Results, facts: Mapping[str, Any]) -> str:
     config = one["config"]
     seconds = [r["seconds_in_all"] for found in results.values() for r in found.values()]
     lines = [
-        f"# Windows of a graph: {one['task']}",
+        f"# {heading('Windows of a graph: ' + one['task'], facts['quick'])}",
         "",
         f"    {facts['command']}",
         "",
@@ -109,7 +110,8 @@ def write(folder: Path, results: Results, facts: Mapping[str, Any]) -> str:
     rows = {"facts": dict(facts), "windows": NAMES, "test": table.tolist(), "runs": results}
     if len(table):
         rows["claims"] = [{**claim._asdict(), "verdict": claim.verdict} for claim in claims(table, _reliance(results))]
-        _draw(table, f"{facts['task']}, mean ± deviation of {len(table)} seeds", folder / "matrix.png")
+        title = f"{facts['task']}, mean ± deviation of {len(table)} seeds"
+        _draw(table, heading(title, facts["quick"]), folder / "matrix.png")
     (folder / "compare.json").write_text(json.dumps(rows, indent=1).replace("NaN", "null") + "\n", encoding="utf-8")
     with (folder / "matrix.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

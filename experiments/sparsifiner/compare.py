@@ -57,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not seeds:
         print("compare: error: no seed is finished; the logs say why", file=sys.stderr)
         return 2
-    text = write_table(config, out, variants, seeds)
+    text = write_table(config, out, variants, seeds, options.quick)
     if any(v.kind == "sparsifiner" for v in variants):
         from experiments.sparsifiner.look import look
 
-        look(config, out, seeds[0], variants)
+        look(config, out, seeds[0], variants, options.quick)
     print(f"\n{text}\n{out / 'compare.md'}, .json, .csv, .png; graphs.png")
     return 1 if failed else 0
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiments.runs import heading
 from experiments.sparsifiner.stages import state_path
 from experiments.sparsifiner.variants import Variant
 
@@ -17,7 +18,7 @@ __all__ = ["look"]
 IMAGES = 4
 
 
-def look(config: dict[str, Any], out: Path, seed: int, variants: Sequence[Variant]) -> Path:
+def look(config: dict[str, Any], out: Path, seed: int, variants: Sequence[Variant], quick: bool) -> Path:
     """Draw ``graphs.png``.
 
     For each image, the patch that deviates most from the mean asks. A filled square is a patch that it reads, a ring
@@ -28,6 +29,7 @@ def look(config: dict[str, Any], out: Path, seed: int, variants: Sequence[Varian
         out: Where the weights are, and where the picture goes.
         seed: Whose networks.
         variants: All; those of the predictor by position are drawn, at their smallest keep rate of 0.1 or more.
+        quick: The networks are of a quick run, and the picture says so.
     """
     from matplotlib.figure import Figure
 
@@ -68,11 +70,11 @@ def look(config: dict[str, Any], out: Path, seed: int, variants: Sequence[Varian
                     _ring(axes, patch, columns, (high, wide), alpha=float(best[patch]))
             if n == 0:
                 axes.set_title(f"layer {column}", fontsize="small")
-    figure.suptitle(
+    title = (
         f"what one patch (green) reads at keep {chosen.keep}: chosen (orange) and\n"
-        "the true attention's own choice (rings); opaque: by all heads",
-        fontsize="small",
+        "the true attention's own choice (rings); opaque: by all heads"
     )
+    figure.suptitle(heading(title, quick), fontsize="small")
     path = out / "graphs.png"
     figure.savefig(path, dpi=160)
     return path

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from experiments.paired import difference, mean_and_deviation, spread
+from experiments.runs import heading
 from experiments.sparsifiner.stages import budget_of, result_path
 from experiments.sparsifiner.variants import PREDICTORS, Variant
 
@@ -18,11 +19,13 @@ __all__ = ["markdown", "picture", "write_table"]
 Figures = dict[str, list[dict[str, Any]]]  # by name, one for each seed
 
 
-def write_table(config: dict[str, Any], out: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> str:
+def write_table(
+    config: dict[str, Any], out: Path, variants: Sequence[Variant], seeds: Sequence[int], quick: bool
+) -> str:
     """Read the figures of all networks and write compare.md, .json, .csv and .png; the text of the first."""
     names = ["teacher", *PREDICTORS, *(v.name for v in variants)]
     found: Figures = {name: [json.loads(result_path(out, s, name).read_text()) for s in seeds] for name in names}
-    text = markdown(config, found, variants)
+    text = markdown(config, found, variants, quick)
     (out / "compare.md").write_text(text, encoding="utf-8")
     (out / "compare.json").write_text(json.dumps({"seeds": list(seeds), "figures": found}, indent=1) + "\n")
     with (out / "compare.csv").open("w", newline="", encoding="utf-8") as file:
@@ -34,16 +37,17 @@ def write_table(config: dict[str, Any], out: Path, variants: Sequence[Variant], 
             for seed, one in zip(seeds, found[v.name], strict=True):
                 before, after = one["before"], one["accuracy"]
                 writer.writerow([v.name, v.kind, v.keep, v.reads, seed, before, after, v.attention, v.network])
-    picture(found, variants, out / "compare.png")
+    picture(found, variants, out / "compare.png", quick)
     return text
 
 
-def markdown(config: dict[str, Any], found: Figures, variants: Sequence[Variant]) -> str:
+def markdown(config: dict[str, Any], found: Figures, variants: Sequence[Variant], quick: bool = False) -> str:
     """The tables as text."""
-    data, budget = config["data"]["init_args"]["name"], budget_of(config)
+    data, budget = config["data"]["init_args"]["name"], budget_of(config, quick)
     count = len(found["teacher"])
+    title = f"Sparsifiner on {data}: test accuracy, {count} seeds, on {found['teacher'][0]['device']}"
     lines = [
-        f"# Sparsifiner on {data}: test accuracy, {count} seeds, on {found['teacher'][0]['device']}",
+        f"# {heading(title, quick)}",
         "",
         f"Teacher: {config['trainer']['max_epochs']} epochs, {spread(_column(found['teacher'], 'accuracy'), 2)} %. "
         f"Stage 1: {budget.reconstruction_epochs} epochs, stage 2: {budget.distillation_epochs} epochs, for all. "
@@ -93,7 +97,7 @@ def markdown(config: dict[str, Any], found: Figures, variants: Sequence[Variant]
     return "\n".join(lines) + "\n"
 
 
-def picture(found: Figures, variants: Sequence[Variant], path: Path) -> None:
+def picture(found: Figures, variants: Sequence[Variant], path: Path, quick: bool = False) -> None:
     """Accuracy over the cost of attention, one line for each kind."""
     from matplotlib.figure import Figure
 
@@ -110,7 +114,7 @@ def picture(found: Figures, variants: Sequence[Variant], path: Path) -> None:
         axes.errorbar(cost, means, yerr=deviations, label=kind, color=f"C{number}", **style)
     axes.set_xlabel("multiply-accumulates of attention and predictor (million)")
     axes.set_ylabel("test accuracy (%)")
-    axes.set_title("mean and standard deviation over seeds; dotted: dense", fontsize="medium")
+    axes.set_title(heading("mean and standard deviation over seeds; dotted: dense", quick), fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=150)

@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing and write the table; 0 on success."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", required=True, choices=TASKS)
-    parser.add_argument("--out", type=Path, help="folder of all files (default runs/ssa-<task>)")
+    parser.add_argument(
+        "--out", type=Path, help="folder of all files (default runs/ssa-<task>, with -quick for --quick)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds: 0, 1, ... (default 3)")
     parser.add_argument("--parallel", type=int, default=1, help="networks that train side by side, over all GPUs")
     parser.add_argument("--epochs", type=int, help="instead of the configuration's")
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--seeds and --parallel must be at least 1")
     if not set(options.keep) <= set(KEEPS):
         parser.error(f"--keep must be among {KEEPS}, got {options.keep}")
-    out = options.out or Path("runs") / f"ssa-{options.task}"
+    out = options.out or Path("runs") / f"ssa-{options.task}{'-quick' if options.quick else ''}"
     seeds = 1 if options.quick else options.seeds
     out.mkdir(parents=True, exist_ok=True)
     failed = _train(options, out, seeds)

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from experiments.runs import heading
 from graphattn import patterns
 from graphattn.graph.subsample import count_kept
 from graphattn.mechanisms import SSA, EGTAttention
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(_line(rows[-1]), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    text = _markdown(rows, device)
+    text = _markdown(rows, device, options.quick)
     (options.out / "memory.md").write_text(text, encoding="utf-8")
     whole = {"device": device, "rows": [row._asdict() for row in rows]}
     (options.out / "memory.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
@@ -170,10 +171,11 @@ def _failures(rows: Sequence[Row], tokens: int, quick: bool) -> list[str]:
     return found
 
 
-def _markdown(rows: Sequence[Row], device: str) -> str:
+def _markdown(rows: Sequence[Row], device: str, quick: bool) -> str:
     kind = "bfloat16" if torch.cuda.is_available() else "float32"
+    title = f"Edge-biased attention (EGT), width {WIDTH}, {HEADS} heads, edge rows of {EDGE_WIDTH}, {kind}, on {device}"
     lines = [
-        f"# Edge-biased attention (EGT), width {WIDTH}, {HEADS} heads, edge rows of {EDGE_WIDTH}, {kind}, on {device}",
+        f"# {heading(title, quick)}",
         "",
         "MiB above weights, tokens and the edge tensor, and without the copy of edge rows that were drawn (which "
         "stands beside it); in brackets the share of the whole graph's.",

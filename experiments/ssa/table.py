@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.paired import difference, mean_and_deviation, spread
+from experiments.runs import heading
 from experiments.ssa.work import ENSEMBLES
 
 __all__ = ["Table", "markdown", "picture", "write_csv"]
@@ -25,6 +26,11 @@ class Table(NamedTuple):
     def metric(self) -> str:
         """Name of the task's metric."""
         return next(iter(self.parts.values()))[0]["metric"]  # type: ignore[no-any-return]
+
+    @property
+    def quick(self) -> bool:
+        """Whether a network is one of ``--quick``."""
+        return any(part.get("quick", False) for parts in self.parts.values() for part in parts)
 
     @property
     def dense(self) -> list[float]:
@@ -60,9 +66,12 @@ def markdown(table: Table, costs: dict[str, dict[str, float | None]], task: str)
     first = next(iter(table.parts.values()))
     part, metric = first[0], table.metric
     better = "higher" if part["mode"] == "max" else "lower"
+    title = (
+        f"SSA on {part.get('data', task)}: test {metric.replace('_', ' ')} ({better} is better), {len(first)} seeds, "
+        f"{part['epochs']} epochs, {part['parameters']:,} parameters, on {part['device']}"
+    )
     lines = [
-        f"# SSA on {part.get('data', task)}: test {metric.replace('_', ' ')} ({better} is better), {len(first)} seeds, "
-        f"{part['epochs']} epochs, {part['parameters']:,} parameters, on {part['device']}",
+        f"# {heading(title, table.quick)}",
         "",
         "| training | test | mean ± deviation | less dense training, by seed [95 % interval] |",
         "|---|---|---:|---:|",
@@ -131,7 +140,6 @@ def picture(table: Table, path: Path) -> None:
         axes.set_ylabel("test cross-entropy (nats)" if key == "nll" else f"test {key.replace('_', ' ')}")
         axes.grid(alpha=0.3)
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False)
-    figure.suptitle(
-        "points: ensembles; dashed: the same weights on the whole graph; star: dense at the end", fontsize=10
-    )
+    title = "points: ensembles; dashed: the same weights on the whole graph; star: dense at the end"
+    figure.suptitle(heading(title, table.quick), fontsize=10)
     figure.savefig(path, dpi=150)

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if path.is_file():
         return 0
     config = load_config(options.task, quick=options.quick, epochs=options.epochs)
-    found = work(config, variant, options.seed)
+    found = {**work(config, variant, options.seed), "quick": options.quick}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

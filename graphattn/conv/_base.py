@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from graphattn.conv._inputs import Edges, edges_of, node_features
+from graphattn.conv._inputs import Edges, check_device, edges_of, node_features
 from graphattn.conv._messages import MessageAttention
 from graphattn.conv._packed import project_together
 from graphattn.conv._pyg import Linear
@@ -101,6 +101,7 @@ class AttentionConv(MessageAttention):
             ArgumentTypeError: If types or dtypes do not fit.
         """
         x_source, x_target, num_targets = self._nodes(x, size)
+        check_device("edge_index", edge_index, "x", x_source)
         edges = self._edges(edge_index, edge_attr, x_source.shape[0], num_targets)
         return self._over(edges, x_source, x_target, num_targets, bool(return_attention_weights))
 

@@ -13,7 +13,16 @@ from graphattn.graph import TokenGraph
 from graphattn.graph.convert import as_token_graph, sparse_values
 from graphattn.graph.matrix import is_matrix
 
-__all__ = ["Edges", "check_features", "edge_features", "edges_of", "is_edge_index", "node_features", "token_graph"]
+__all__ = [
+    "Edges",
+    "check_device",
+    "check_features",
+    "edge_features",
+    "edges_of",
+    "is_edge_index",
+    "node_features",
+    "token_graph",
+]
 
 
 class Edges(NamedTuple):
@@ -123,13 +132,22 @@ def token_graph(edge_index: Any, num_sources: int, num_targets: int, flow: str) 
 
         return remembered((edge_index,), ("graph", num_sources, num_targets, turned), make)
     graph = as_token_graph(edge_index)
+    is_mask = isinstance(edge_index, Tensor) and edge_index.dtype == torch.bool
+    hint = "; a boolean tensor is a mask [targets, sources] and no list [2, E]" if is_mask else ""
     for nodes, found, rows in (
         ("source", graph.num_sources, num_sources),
         ("target", graph.num_targets, num_targets),
     ):
         if found != rows:
-            raise ArgumentError(f"edge_index must be for as many {nodes} nodes as x has, {rows}, got {found}")
+            raise ArgumentError(f"edge_index must be for as many {nodes} nodes as x has, {rows}, got {found}{hint}")
     return graph
+
+
+def check_device(name: str, edges: Any, like: str, x: Tensor) -> None:
+    """Raise unless a tensor or graph ``edges``, of that name, is on the device of the features ``x``, called ``like``;
+    other forms are left to :func:`graphattn.attend`."""
+    if isinstance(edges, (Tensor, TokenGraph)) and edges.device != x.device:
+        raise ArgumentError(f"{name} must be on the device of {like}, {x.device}, got {edges.device}")
 
 
 def edge_features(edge_attr: Any, edge_index: Any, num_edges: int, width: int | None) -> Tensor | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from graphattn.conv._base import QueryKeyValueConv
-from graphattn.conv._inputs import Edges
+from graphattn.conv._inputs import Edges, check_device
 from graphattn.conv._pyg import Linear
 from graphattn.conv._remembered import remembered
 from graphattn.errors import ArgumentError, ArgumentTypeError
@@ -61,6 +61,7 @@ class MemberConv(QueryKeyValueConv):
             ArgumentTypeError: If types or dtypes do not fit.
         """
         x_source, x_target, num_targets = self._nodes(x, size)
+        check_device("edge_index", edge_index, "x", x_source)
         edges = self._edges(edge_index, edge_attr, x_source.shape[0], num_targets)
         if batch is not None:
             edges = edges._replace(graph=with_members(edges.graph, batch))

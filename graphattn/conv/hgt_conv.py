@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphattn.conv._inputs import check_features
+from graphattn.conv._inputs import check_device, check_features
 from graphattn.conv._messages import MessageAttention
 from graphattn.conv._pyg import HeteroDictLinear, HeteroLinear, ParameterDict, ones
 from graphattn.conv._stacked import Relation, stacked_graph, stacked_places
@@ -144,6 +144,7 @@ class HGTConv(MessageAttention):
         sources, by_source, num_sources = stacked_places(edge_index_dict, sizes, 0, each=True)
         targets, by_target, num_targets = stacked_places(edge_index_dict, asked, 2, each=apart)
         graph = stacked_graph(edge_index_dict, sizes, (sources, num_sources), (targets, num_targets))
+        check_device("edge_index_dict", graph, "x_dict", next(iter(x_dict.values())))
         times = {kind: len(by_target[kind]) if apart else 1 for kind in asked}
 
         queries: list[Tensor] = []

@@ -29,8 +29,11 @@ _INTEGERS = (torch.int64, torch.int32)
 
 
 def waits_for_nothing(device: torch.device) -> bool:
-    """Whether the host must not wait for the device now: in compiled code, and while a CUDA graph is captured."""
-    return torch.compiler.is_compiling() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+    """Whether the host must not wait for the device now: in compiled code, while a CUDA graph is captured, and on the
+    meta device, where there is nothing to wait for."""
+    if torch.compiler.is_compiling() or device.type == "meta":
+        return True
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def resolve_sizes(
@@ -66,6 +69,11 @@ def resolve_sizes(
 
 
 def _size_of(index: Tensor) -> int:
+    if index.is_meta:
+        raise ArgumentError(
+            "num_tokens, or num_targets and num_sources, must be given for an edge_index on the meta device, which "
+            "holds no values"
+        )
     return int(index.max()) + 1 if index.numel() else 0
 
 

@@ -320,6 +320,12 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "negative index": ({"edge_index": EDGES - 1}, ArgumentError, r"edge_index\[0\].*got -1"),
     "float edge_index": ({"edge_index": EDGES.float()}, ArgumentTypeError, "edge_index must be int64"),
     "edge_index [E, 2]": ({"edge_index": torch.zeros(5, 2, dtype=torch.long)}, ArgumentError, r"edge_index .*\[2, E\]"),
+    "edge_index on another device": (
+        {"edge_index": EDGES.to("meta")},
+        ArgumentError,
+        "edge_index must be on the device of x, cpu, got meta",
+    ),
+    "boolean edge_index": ({"edge_index": EDGES > 0}, ArgumentError, r"boolean .* mask \[targets, sources\]"),
     "list of edges": ({"edge_index": [[0, 1], [1, 0]]}, ArgumentTypeError, "edge_index must be .* got list"),
     "graph of another size": (
         {"edge_index": TokenGraph.from_edge_index(EDGES, 4)},
@@ -359,6 +365,13 @@ def test_bad_input_is_one_clear_error(kind: type, case: str) -> None:
     conv(**arguments)
     with pytest.raises(error, match=text):
         conv(**{**arguments, **change})
+
+
+@with_loops
+def test_on_the_meta_device_there_are_shapes_and_no_values_to_check(kind: type, loops: int | None) -> None:
+    x, edge_index, edge_attr = (tensor.to("meta") for tensor in (X.double(), EDGES, ATTR.double()))
+    out = layer(kind, loops=loops).to("meta")(x, edge_index, edge_attr)
+    assert out.shape == (3, 8) and out.device.type == "meta"
 
 
 @each

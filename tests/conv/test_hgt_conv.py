@@ -274,6 +274,8 @@ def test_bad_input_is_one_clear_error() -> None:
         (x, {writes: torch.tensor([[0], [7]])}, ArgumentError, r"writes.*edge_index\[1\] \(target\) .*got 7"),
         (x, {writes: edges[writes].float()}, ArgumentTypeError, "writes.*must be int64"),
         (x, {writes: [[0], [0]]}, ArgumentTypeError, "writes.*got list"),
+        (x, {writes: edges[writes] > 0}, ArgumentError, r"writes.*a boolean tensor is a mask \[targets, sources\]"),
+        (x, {writes: edges[writes].to("meta")}, ArgumentError, "edge_index_dict must be on .* x_dict, cpu, got meta"),
     ]
     for bad_x, bad_edges, error, text in cases:
         with pytest.raises(error, match=text):

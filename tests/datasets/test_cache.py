@@ -208,10 +208,11 @@ def test_missing_files_give_one_error_with_what_from_where_and_where_to(name, fi
     assert not [path for path in (tmp_path / "root").rglob("*") if path.is_file()]
 
 
-def test_a_data_folder_that_is_none_is_mentioned(monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["cora", "ogbg-molesol", "mnist", "cifar10", "tinyshakespeare", "weizmann_horses"])
+def test_a_data_folder_that_is_none_is_mentioned(name, monkeypatch, tmp_path):
     monkeypatch.setenv("GRAPHATTN_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match="nowhere, which is not a folder"):
-        load_dataset("cora")
+    with pytest.raises(DataError, match=r"\(GRAPHATTN_DATA is .*nowhere, which is not a folder\)"):
+        load_dataset(name)
 
 
 def test_a_root_that_cannot_be_made_is_named(tmp_path):

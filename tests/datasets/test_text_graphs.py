@@ -345,7 +345,10 @@ def test_reading_cane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"data.txt is not there"):
         load_text_graph("cane_cora", tmp_path)
     monkeypatch.delenv("GRAPHATTN_DATA")
-    with pytest.raises(DataError, match="GRAPHATTN_DATA"):
+    with pytest.raises(DataError, match="GRAPHATTN_DATA is not set"):
+        load_text_graph("cane_cora")
+    monkeypatch.setenv("GRAPHATTN_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="GRAPHATTN_DATA is .*nowhere, which is not a folder"):
         load_text_graph("cane_cora")
 
 

@@ -72,7 +72,9 @@ def test_differences_are_paired_by_seed() -> None:
     assert "| connectivity: long range less none | -0.067 [-0.210, +0.077] |" in text
 
 
-def test_generated_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_generated_all_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, titles: dict[str, str]
+) -> None:
     monkeypatch.setattr(backends, "_HAS_NUMBA", False)
     monkeypatch.setattr(look, "SHOWN", 2)
     kept = [BASELINE, "connectivity, bilateral losses"]
@@ -92,6 +94,8 @@ def test_generated_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     folder = tmp_path / "generated"
     text = (folder / "compare.md").read_text()
     assert text.count(f"| {BASELINE} |") == 1 and "ap70" in text
+    assert text.startswith("# QUICK RUN, no results: generated: test")
+    assert len(titles) == 3 and all(title.startswith("QUICK RUN, no results: ") for title in titles.values())
     found = json.loads((folder / "compare.json").read_text())
     assert list(found) == kept
     losses = [rows[0]["last"]["test"]["loss"] for rows in found.values()]

@@ -161,7 +161,7 @@ def test_paired_interval_is_that_of_the_t_test():
     assert math.isnan(report.paired_difference([1.0], [2.0]).half)
 
 
-def test_comparison_of_all_cases(quickly, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_comparison_of_all_cases(quickly, tmp_path: Path, capsys: pytest.CaptureFixture, titles: dict[str, str]):
     call = ["--device", "cpu", "--quick", "--synthetic", "--seeds", "2", "--no-memory", "--out", str(tmp_path)]
     assert compare.main(call) == 0
     found = json.loads((tmp_path / "compare.json").read_text())
@@ -177,6 +177,10 @@ def test_comparison_of_all_cases(quickly, tmp_path: Path, capsys: pytest.Capture
     assert all(f"| {case.name} | {case.metric}" in table for case in CASES)
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert "--quick --synthetic" in found["environment"]["command"]
+    assert table.startswith("# QUICK RUN, no results: One import swapped\n")
+    assert titles["compare.png"].startswith("QUICK RUN, no results: ")
+    report.write(tmp_path, [], {}, {**found["environment"], "length": "short"})
+    assert (tmp_path / "compare.md").read_text().startswith("# One import swapped\n")
 
 
 def test_time_and_memory_alone(quickly, tmp_path: Path):

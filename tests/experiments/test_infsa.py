@@ -86,6 +86,7 @@ def test_the_table_counts_differences_by_seed() -> None:
         return [Results(*shared, f, f, 3, 3, 5.0, 10, "cpu", "32-true", "runs/x") for f in figures]
 
     text = table.markdown({"softmax": results(90.0, 92.0), "infsa": results(91.0, 95.0)}, "toy")
+    assert text.startswith("# toy: test accuracy, 2 seeds")
     assert "| softmax | 10 | 91.00 ± 1.41 | 91.00 ± 1.41 |  | 92.00 ± 1.41 | 5 |" in text
     assert (
         "| infsa | 10 | 93.00 ± 2.83 | 93.00 ± 2.83 | 2.00 ± 1.41 [-10.71, +14.71] |" in text
@@ -130,7 +131,9 @@ def test_commands_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "== job 4: FAILED (error: no; see" in out and "== job 0: done after" in out and ", 0 left" in out
 
 
-def test_digits_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_digits_all_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, titles: dict[str, str]
+) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.setattr(backends, "_HAS_NUMBA", False)
     monkeypatch.chdir(tmp_path)
@@ -138,17 +141,19 @@ def test_digits_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
         monkeypatch.setattr(look, name, few)
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.setenv(name, "0")
-    few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--model.model.depth=1"]
+    few = ["--trainer.max_epochs=1", "--model.model.depth=1"]
     quiet = ["--trainer.enable_progress_bar=false", "--model.model.embed_dim=16"]
-    call = ["--config", str(FOLDER / "digits.yaml"), "--seeds", "1", "--", *few, *quiet]
+    call = ["--config", str(FOLDER / "digits.yaml"), "--quick", "--", *few, *quiet]
     assert compare.main(call) == 0
-    folder = tmp_path / "runs" / "infsa-digits-compare"
+    folder = tmp_path / "runs" / "infsa-digits-compare-quick"
     text = (folder / "compare.md").read_text()
     found = json.loads((folder / "compare.json").read_text())
     assert list(found) == ["softmax", "infsa-1-hop", "infsa-3-hops", "linear-infsa"]
     assert text.count("| linear-infsa |") == 3 and "layer 1 |" in text  # accuracy, cosines, deletion
     for name in ("compare", "deletion", "relevance"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert text.startswith("# QUICK RUN, no results: infsa-digits-compare-quick: ")
+    assert len(titles) == 3 and all(title.startswith("QUICK RUN, no results: ") for title in titles.values())
     losses = [row["last"]["test"]["loss"] for rows in found.values() for row in rows]
     assert len(set(losses)) == 4  # four different networks
     with pytest.raises(SystemExit, match="2"):

@@ -226,10 +226,11 @@ def test_the_table_and_the_claims_say_what_the_numbers_say(tmp_path: Path) -> No
     assert next(c for t, c in verdicts.items() if "children change places" in t).held is False
     noisy = table + 30 * torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert claims.claims(noisy, lost)[0].held is None
-    facts = {"task": "toy", "command": "x", "python": "3", "torch": "2", "date": "d", "references": {"best": 99.0}}
+    facts = {"task": "toy", "quick": False, "command": "x", "python": "3", "torch": "2", "date": "d"}
+    facts["references"] = {"best": 99.0}
     text = report.write(tmp_path, results, facts)
     assert "| uni-1 | **70.0 ± 0.1** | 50.0 ± 0.1 |" in text and "best 99.0 %" in text and "**did not hold**" in text
-    assert (tmp_path / "matrix.png").stat().st_size > 1000
+    assert (tmp_path / "matrix.png").stat().st_size > 1000 and text.startswith("# Windows of a graph: ")
     assert len((tmp_path / "matrix.csv").read_text().splitlines()) == 1 + 3 * 64
     del results["bidi-4"]
     assert "No seed has all windows yet" in report.markdown(results, facts)
@@ -240,7 +241,9 @@ def test_one_seed_has_no_interval() -> None:
     assert claims.claims(torch.rand(1, 8, 8).double(), {"I": [1.0], "II": [1.0]})[0].held is None
 
 
-def test_a_comparison_all_the_way_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: object) -> None:
+def test_a_comparison_all_the_way_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: object, titles: dict[str, str]
+) -> None:
     pytest.importorskip("matplotlib")
     pytest.importorskip("sklearn")
     configuration, ran = tasks.configuration, []
@@ -263,6 +266,9 @@ def test_a_comparison_all_the_way_and_again(tmp_path: Path, monkeypatch: pytest.
     for name in ("compare.md", "compare.json", "matrix.csv", "matrix.png", "look.md", "look.json", "maps.png",
                  "received.png", "shells.png", "tree.png"):  # fmt: skip
         assert (tmp_path / name).stat().st_size > 100, name
+    for name in ("compare.md", "look.md"):
+        assert (tmp_path / name).read_text().lstrip("# ").startswith("QUICK RUN, no results: "), name
+    assert len(titles) == 5 and all(title.startswith("QUICK RUN, no results: ") for title in titles.values())
     result = json.loads((tmp_path / "uni-2" / "seed-0" / "result.json").read_text())
     assert list(result["test"]) == list(WINDOWS) and result["nodes"] == {"train": 36, "val": 12, "test": 12}
     looked = json.loads((tmp_path / "look.json").read_text())

@@ -78,7 +78,9 @@ def test_the_table_takes_differences_by_seed() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_digits_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_digits_all_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, titles: dict[str, str]
+) -> None:
     require_or_skip("train")
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
@@ -111,6 +113,8 @@ def test_digits_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert [row["name"] for row in rows] == names
     for name in ("compare", "graphs"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert text.startswith("# QUICK RUN, no results: Sparsifiner on ") and "Stage 1: 1 epochs, stage 2: 1 " in text
+    assert len(titles) == 2 and all(title.startswith("QUICK RUN, no results: ") for title in titles.values())
 
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}
     monkeypatch.setattr(compare, "run_jobs", lambda jobs, parallel: [] if not jobs else pytest.fail("done again"))

@@ -29,7 +29,9 @@ def test_every_network_is_dense_until_it_is_told_to_draw(task: str) -> None:
     assert [variant.name for variant in compare.variants_of(task, [0.5])] == ["dense", "ssa-0.5"]
 
 
-def test_digits_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_digits_all_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, titles: dict[str, str]
+) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.setattr(backends, "_HAS_NUMBA", False)
     monkeypatch.setattr(compare, "variants_of", lambda task, keeps: [Variant(keep) for keep in (1.0, *keeps)])
@@ -53,6 +55,8 @@ def test_digits_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert rows[0] == "training,test,seed,accuracy" and len(rows) == 1 + 1 + 12 + 2 + 4
     for name in ("compare.png", "density.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert text.startswith("# QUICK RUN, no results: SSA on ")
+    assert titles["compare.png"].startswith("QUICK RUN, no results: ") and "over 10 draws" in titles["density.png"]
     before = (tmp_path / "dense" / "seed_0.json").stat().st_mtime_ns
     assert compare.main(call) == 0  # reads what is there
     assert (tmp_path / "dense" / "seed_0.json").stat().st_mtime_ns == before
@@ -81,3 +85,4 @@ def test_memory_in_a_few_seconds(tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert memory.main(["--quick", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "memory.json").read_text())["rows"]
     assert [row["tokens"] for row in found] == [memory.QUICK] * 6 and "failed" not in capsys.readouterr().err
+    assert (tmp_path / "memory.md").read_text().startswith("# QUICK RUN, no results: Edge-biased attention")

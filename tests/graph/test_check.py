@@ -15,6 +15,7 @@ def test_a_cuda_graph_under_capture_is_not_waited_for(monkeypatch: pytest.Monkey
     assert not check.waits_for_nothing(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert not check.waits_for_nothing(torch.device("cuda"))
+    assert check.waits_for_nothing(torch.device("meta"))  # there are no values
 
 
 def test_values_are_then_not_looked_at_but_the_form_is(monkeypatch: pytest.MonkeyPatch):

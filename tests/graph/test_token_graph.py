@@ -117,6 +117,7 @@ GOOD = edges((0, 1), (1, 2))
         (GOOD, {"num_tokens": 2}, ArgumentError, r"edge_index\[1\] \(target\) must lie in 0..1 .*got 2"),
         (edges((-1, 0)), {"num_tokens": 2}, ArgumentError, r"edge_index\[0\] \(source\) must lie in 0..1 .*got -1"),
         (edges((7, 0)), {"num_targets": 9, "num_sources": 7}, ArgumentError, r"for 7 source tokens, got 7"),
+        (GOOD.to("meta"), {}, ArgumentError, "num_tokens.* must be given for an edge_index on the meta device"),
         (GOOD, {"num_tokens": 3, "num_targets": 3}, ArgumentError, "num_tokens .* or num_targets .* not both"),
         (GOOD, {"num_tokens": -1}, ArgumentError, "num_targets must not be negative, got -1"),
         (GOOD, {"num_tokens": 3.0}, ArgumentTypeError, "num_targets must be an int, got 3.0"),

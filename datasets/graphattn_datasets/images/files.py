@@ -16,7 +16,7 @@ import numpy as np
 from graphattn.errors import DataError
 from graphattn.optional import require
 from graphattn_datasets.arrays import read_npz
-from graphattn_datasets.paths import DATA_VARIABLE, atomic_path, data_folder, say
+from graphattn_datasets.paths import DATA_VARIABLE, atomic_path, data_folder, data_setting, say
 
 __all__ = ["Arrays", "read_cifar10", "read_digits", "read_mnist"]
 
@@ -168,7 +168,9 @@ def _download(address: str, path: Path, md5: str, places: list[str]) -> None:
                 raise OSError(f"its MD5 is {digest.hexdigest()}, expected {md5}")
     except OSError as error:
         where = " or ".join([str(path), *places])
-        raise DataError(f"cannot get {address} ({type(error).__name__}: {error})\n  put it into: {where}") from None
+        raise DataError(
+            f"cannot get {address} ({type(error).__name__}: {error})\n  put it into: {where} ({data_setting()})"
+        ) from None
 
 
 def _corrupt(path: Path, error: Exception) -> DataError:

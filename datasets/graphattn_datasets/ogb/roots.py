@@ -11,7 +11,7 @@ from pathlib import Path
 
 from graphattn.errors import DataError
 from graphattn_datasets.ogb.meta import OgbMeta
-from graphattn_datasets.paths import DATA_VARIABLE, cache_root, data_folder, make_folder, say
+from graphattn_datasets.paths import cache_root, data_folder, data_setting, make_folder, say
 
 __all__ = ["find_folder", "missing_files", "raw_file", "split_folder"]
 
@@ -123,12 +123,10 @@ def _download(meta: OgbMeta, places: list[Path]) -> Path:
                 _keep_cache(target, arrived)
             os.replace(arrived, target)
     except (OSError, DataError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        base, setting = data_folder(), os.environ.get(DATA_VARIABLE)
-        state = f"is {base or setting}" if setting else "is not set"
         raise DataError(
             f"{meta.name}: there is no folder {meta.folder} in {' or '.join(map(str, places))}, and the download "
             f"failed ({type(error).__name__}: {error})\n  from: {meta.url}\n  extract it to: {target} "
-            f"({DATA_VARIABLE} {state})"
+            f"({data_setting()})"
         ) from None
     return target
 

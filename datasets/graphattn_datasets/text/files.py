@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from graphattn.errors import DataError
-from graphattn_datasets.paths import DATA_VARIABLE, atomic_path, data_folder, say
+from graphattn_datasets.paths import DATA_VARIABLE, atomic_path, data_folder, data_setting, say
 
 __all__ = ["read_python_docs", "read_tinyshakespeare"]
 
@@ -41,7 +41,7 @@ def read_tinyshakespeare(root: Path) -> str:
         except OSError as error:
             where = " or ".join([str(path), f"${DATA_VARIABLE}/tinyshakespeare/input.txt"])
             raise DataError(
-                f"cannot get {_ADDRESS} ({type(error).__name__}: {error})\n  put it into: {where}"
+                f"cannot get {_ADDRESS} ({type(error).__name__}: {error})\n  put it into: {where} ({data_setting()})"
             ) from None
     content = path.read_bytes()
     digest = hashlib.md5(content, usedforsecurity=False).hexdigest()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from graphattn.errors import ArgumentError, DataError
-from graphattn_datasets.paths import DATA_VARIABLE, data_folder
+from graphattn_datasets.paths import DATA_VARIABLE, data_folder, data_setting
 
 __all__ = ["TEXT_GRAPHS", "TextGraph", "bag_of_words", "load_text_graph", "split_links", "split_nodes"]
 
@@ -130,7 +130,7 @@ def load_text_graph(name: str, root: str | Path | None = None, *, seed: int = 0,
     if root is None:
         base = data_folder()
         if base is None:
-            raise DataError(f"{name} needs the folder {folder} under ${DATA_VARIABLE}, which is not set to a folder")
+            raise DataError(f"{name} needs the folder {folder} under ${DATA_VARIABLE} ({data_setting()})")
         root = base / folder
     texts = _lines(Path(root) / "data.txt")
     edges = [[int(number) for number in line.split()] for line in _lines(Path(root) / "graph.txt")]

@@ -19,6 +19,7 @@ from experiments.benchmarks.report import environment
 from experiments.examples.paired.cases import OURS, PYG
 from experiments.examples.paired.run import Pair
 from experiments.paired import half_width
+from experiments.runs import heading
 
 __all__ = ["Interval", "about", "draw", "markdown", "paired_difference", "write"]
 
@@ -38,13 +39,14 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interva
     return Interval(statistics.fmean(gaps), half_width(gaps))
 
 
-def about(command: str, seeds: int, device: str) -> dict[str, Any]:
-    """Versions, hardware, commit, command and date."""
+def about(command: str, seeds: int, device: str, length: str) -> dict[str, Any]:
+    """Versions, hardware, commit, command, how long it trains, and date."""
     found = environment([command], 0)
     found.pop("seed")
     on_gpu = torch.device(device).type == "cuda"
     found["device"] = torch.cuda.get_device_name() if on_gpu else _cpu()
-    return {**found, "seeds": list(range(seeds)), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    found |= {"length": length, "seeds": list(range(seeds))}
+    return {**found, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
 
 
 def write(folder: Path, pairs: list[Pair], skipped: dict[str, str], facts: dict[str, Any]) -> None:
@@ -58,7 +60,7 @@ def write(folder: Path, pairs: list[Pair], skipped: dict[str, str], facts: dict[
     (folder / "compare.json").write_text(text + "\n", encoding="utf-8")
     (folder / "compare.md").write_text(markdown(pairs, skipped, facts), encoding="utf-8")
     if pairs:
-        draw(pairs, folder / "compare.png")
+        draw(pairs, folder / "compare.png", facts["length"] == "quick")
 
 
 def markdown(pairs: list[Pair], skipped: dict[str, str], facts: dict[str, Any]) -> str:
@@ -69,7 +71,7 @@ def markdown(pairs: list[Pair], skipped: dict[str, str], facts: dict[str, Any]) 
         scores = f"Test score, mean of {seeds} seeds, and graphattn - PyG over paired seeds with its 95 % interval "
         scores += "(Student's t). "
     lines = [
-        "# One import swapped",
+        f"# {heading('One import swapped', facts['length'] == 'quick')}",
         "",
         f"    {facts['command']}",
         "",
@@ -106,7 +108,7 @@ def markdown(pairs: list[Pair], skipped: dict[str, str], facts: dict[str, Any]) 
     return "\n".join(lines) + "\n"
 
 
-def draw(pairs: list[Pair], path: Path) -> None:
+def draw(pairs: list[Pair], path: Path, quick: bool = False) -> None:
     """Left, the differences of scores with their intervals, if there are any; right, how many times ours PyG takes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -139,6 +141,7 @@ def draw(pairs: list[Pair], path: Path) -> None:
         left.set_xlabel("better than PyG by, % of PyG's score\n(paired seeds, 95 % interval)")
     right.set_xlabel("PyG / graphattn, forward + backward")
     right.legend(fontsize="small")
+    figure.suptitle(heading("one import swapped", quick), fontsize="medium")
     figure.savefig(path, dpi=150)
 
 

@@ -56,8 +56,7 @@ def epoch_sampler(dataset: Any, seed: int | None, trainer: Any, kind: type[Epoch
         # Loader workers start before Lightning announces the epoch, so a resumed run must know it here. Its
         # current_epoch is still the one of the checkpoint; this is the number that will be announced.
         epoch=trainer.fit_loop.epoch_progress.current.processed if trainer else 0,
-        num_replicas=trainer.world_size if trainer else 1,
-        rank=trainer.global_rank if trainer else 0,
+        **_share(trainer),
     )
 
 
@@ -90,8 +89,13 @@ def whole_split(dataset: Any, trainer: Any) -> WholeSplit:
         dataset: Anything with a length.
         trainer: The trainer, or ``None`` outside one.
     """
+    return WholeSplit(dataset, **_share(trainer))
+
+
+def _share(trainer: Any) -> dict[str, int]:
+    """Which part of the examples this process takes: outside a trainer, all."""
     processes, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-    return WholeSplit(dataset, num_replicas=processes, rank=rank)
+    return {"num_replicas": processes, "rank": rank}
 
 
 def run_seed() -> int:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from graphattn.training.leaderboard.plan import Plan
+from graphattn.training.parent import FOLLOWS_PARENT, GRACE
 
 __all__ = ["Display", "SeedRun", "run_seeds"]
 
 _POLL = 0.2  # seconds
-_GRACE = {signal.SIGINT: 30.0, signal.SIGTERM: 10.0, signal.SIGKILL: 10.0}  # seconds to end after each
 
 
 @dataclass
@@ -143,7 +143,7 @@ def _command(plan: Plan, seed: int) -> list[str]:
 
 
 def _environment(slots: list[tuple[str, ...]], slot: int) -> dict[str, str]:
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", FOLLOWS_PARENT: "1"}
     if slots[slot]:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(slots[slot])
     if len(slots) > 1 and "OMP_NUM_THREADS" not in environment:  # else each would take all cores
@@ -160,7 +160,7 @@ def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
     try:
         # The terminal's Ctrl-C has reached them already, and a second one would disturb their cleaning up.
         _wait(processes, 0.5)
-        for number, seconds in _GRACE.items():
+        for number, seconds in GRACE.items():
             for process in processes:
                 if process.poll() is None:
                     process.send_signal(number)

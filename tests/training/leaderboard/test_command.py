@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -77,6 +78,34 @@ def test_killed_and_started_again_is_the_same_table(toy_config: Write, capfd: py
     stamp = (FOLDER / "seed_1" / "log.txt").stat().st_mtime_ns
     assert main(arguments) == 0  # once more: only reads
     assert (FOLDER / "seed_1" / "log.txt").stat().st_mtime_ns == stamp
+
+
+def test_runs_end_with_a_leaderboard_that_is_killed(toy_config: Write):
+    """SIGKILL for the leading process alone, in the middle of a training of an hour."""
+    pytest.importorskip("fcntl")
+    log = FOLDER / "seed_0" / "log.txt"
+    with subprocess.Popen(
+        [sys.executable, "-m", "graphattn.cli", "leaderboard", "--config", toy_config(trainer__max_epochs=3600)],
+        env={**os.environ, "TOY_SLEEP": "0.2"},  # five steps an epoch
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+    ) as process:
+        try:
+            end = time.monotonic() + 120
+            while trained(0) < 1:
+                assert process.poll() is None and time.monotonic() < end
+                time.sleep(0.02)
+            process.kill()
+            process.wait()
+            while "interrupted; go on with" not in log.read_text():  # told at the end, as after Ctrl-C
+                assert time.monotonic() < end
+                time.sleep(0.1)
+            assert "the process that started this run is gone; stopping" in log.read_text()
+            with only_writer(FOLDER / "seed_0", wait=0):
+                pass
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def quick(
@@ -158,7 +187,7 @@ def test_ctrl_c_stops_the_runs_and_tells_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr(seeds, "_GRACE", {**seeds._GRACE, signal.SIGINT: 0.5 if stubborn else 30.0})
+    monkeypatch.setitem(seeds.GRACE, signal.SIGINT, 0.5 if stubborn else 30.0)
     waits = "import signal, time\n"
     waits += f"signal.signal(signal.SIGINT, {'signal.SIG_IGN' if stubborn else 'signal.default_int_handler'})\n"
     waits += "print('ready', flush=True)\ntry:\n    time.sleep(60)\nfinally:\n    print('cleaned up', flush=True)"

@@ -16,7 +16,7 @@ from graphattn_datasets.images.segmentation.folder import OnError, Pair, Scenes,
 from graphattn_datasets.images.segmentation.generated import generate_scenes
 from graphattn_datasets.images.segmentation.read import Labels
 from graphattn_datasets.info import DatasetInfo
-from graphattn_datasets.paths import DATA_VARIABLE, data_folder
+from graphattn_datasets.paths import DATA_VARIABLE, data_folder, data_setting
 
 __all__ = ["make_dsb2018_nuclei", "make_generated_scenes", "make_isbi2012_membrane", "make_weizmann_horses"]
 
@@ -189,7 +189,7 @@ def _pairs(info: DatasetInfo, root: str | None, pre_transform: Any) -> list[Pair
     if folder is None or not folder.is_dir():
         raise DataError(
             f"{info.name} is not here, and nothing is downloaded. Get it ({info.source}) and put image/ and its masks "
-            f"into {folder or f'${DATA_VARIABLE}/{info.data_path}'}"
+            f"into {folder or f'${DATA_VARIABLE}/{info.data_path} ({data_setting()})'}"
         )
     pairs, alone = find_pairs(folder)
     if alone:
