@@ -108,7 +108,7 @@ def _train(command: str, arguments: list[str]) -> int:
         sys.path.insert(0, os.getcwd())
     from graphattn.training.parent import follow_parent
 
-    follow_parent()  # before torch is imported, which takes seconds
+    follow_parent()  # before Lightning is imported, which takes seconds
     if command == "predict" and any(argument.partition("=")[0] == "--images" for argument in arguments):
         from graphattn.training.predict_images import run as predict_images
 

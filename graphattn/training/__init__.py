@@ -12,7 +12,7 @@ from typing import Any
 
 from graphattn.optional import require
 
-# Imported on first use: the results of a run can be read and printed without torch or Lightning.
+# Imported on first use: the results of a run can be read and printed without Lightning.
 _HOME = {
     "AtomicCheckpointIO": "checkpoint",
     "AugmentSegmentation": "segmentation_augmentation",
