@@ -185,7 +185,8 @@ class Construction:
         -inf never. No gradient; on CUDA nothing waits for the device (but see ``always``).
 
         Args:
-            scores: ``[*leading, T, S]``; with ``block``, ``[*leading, blocks, S]``.
+            scores: ``[*leading, T, S]``; with ``block``, ``[*leading, blocks, S]``, as of
+                :func:`graphattn.kernels.block_scores`.
             k: Sources of each row.
             **options: ``axes``: what the leading dimensions are, ``""``, ``"h"``, ``"b"`` or ``"bh"``. ``always``: bool
                 ``[S]`` or indices, sources that every row has besides (with ``block``, indices spare a wait for the

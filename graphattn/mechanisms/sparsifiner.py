@@ -27,6 +27,7 @@ from graphattn.mechanisms.base import (
 from graphattn.mechanisms.parts.connectivity_predictor import ConnectivityPredictor
 from graphattn.mechanisms.parts.fixed_scores import random_scores, window_scores
 from graphattn.mechanisms.parts.learned_choice import LearnedChoice, check_budget, is_complete, products
+from graphattn_kernels import block_scores
 
 __all__ = ["Sparsifiner"]
 
@@ -243,12 +244,14 @@ class Sparsifiner(Mechanism, LearnedChoice):
             return self._fixed_graph(graph)
         if self.predictor is not None:
             q, k = self.predictor(q, k, graph, tokens=tokens, select=True)
-        q, k = q.movedim(-2, -3), k.movedim(-2, -3)
-        if self.select == "block":  # a mean of rows of a product is the product of their mean
-            q = _block_mean(q[..., self.prefix_tokens :, :], self.block)
+        axes = "bh" if q.dim() == 4 else "h"
+        if self.select == "block":
+            q, k = (rows if rows.dim() == 4 else rows.unsqueeze(0) for rows in (q, k))
+            scores = block_scores(q[:, self.prefix_tokens :], k, self.block)
+            return self._best(scores if axes == "bh" else scores.squeeze(0), axes)
         with torch.autocast(q.device.type, enabled=False):
             wide = torch.promote_types(q.dtype, torch.float32)
-            return self._best(q.to(wide) @ k.to(wide).mT, "bh" if q.dim() == 4 else "h")
+            return self._best(q.movedim(-2, -3).to(wide) @ k.movedim(-2, -3).to(wide).mT, axes)
 
     def _best(self, scores: Tensor, axes: str) -> TokenGraph:
         """The choice by scores of all pairs, ``[..., T, S]``, or of all blocks and sources."""

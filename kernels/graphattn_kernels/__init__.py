@@ -7,6 +7,7 @@ gradient without atomics.
 
 from graphattn_kernels.bilateral_vote import agreed_edges, bilateral_vote
 from graphattn_kernels.block_attention import block_attention
+from graphattn_kernels.block_scores import block_scores
 from graphattn_kernels.blocks import Blocks, BlockView
 from graphattn_kernels.connected_components import connected_components
 from graphattn_kernels.csr_attention import csr_attention
@@ -30,6 +31,7 @@ __all__ = [
     "agreed_edges",
     "bilateral_vote",
     "block_attention",
+    "block_scores",
     "connected_components",
     "csr_attention",
     "list_attention",

@@ -65,6 +65,7 @@ def run_dense_cases(device: str) -> None:
         SourceLists,
         agreed_edges,
         bilateral_vote,
+        block_scores,
         connected_components,
         list_attention,
         rank_one_attention,
@@ -86,6 +87,7 @@ def run_dense_cases(device: str) -> None:
         _differentiate(relu_attention(*one, causal=True, **backend), *one)
         _differentiate((rank_one_attention(q, k, v, **members, **backend),), q, k, v)
         _differentiate((rank_one_attention(*one, spread=True, **backend),), *one)
+        block_scores(one[0], one[1], 16, **backend)
         scores = torch.randn(2, 5, 50, device=device).to(dtype)
         always = torch.arange(50, device=device) < 3
         select_bits(scores, 7, always=always, **backend)

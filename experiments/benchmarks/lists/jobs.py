@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from graphattn import TokenGraph, attend
 from graphattn.graph import subsample
+from graphattn.kernels import block_scores
 
 __all__ = ["CUDA", "SDPA", "SECTIONS", "Job"]
 
@@ -78,9 +79,7 @@ def ssa(quick: bool) -> Iterator[Job]:
 def select(q: Tensor, k: Tensor, share: float, block: int = 64) -> TokenGraph:
     """Each block of queries, by its mean, takes the keys with the largest products; a list for each head."""
     with torch.no_grad():
-        mean = q[0].unflatten(0, (-1, block)).mean(1)  # [blocks, H, D]
-        scores = torch.einsum("bhd,shd->hbs", mean, k[0])
-        return TokenGraph.top_k(scores, round(share * k.shape[1]), axes="h", block=block)
+        return TokenGraph.top_k(block_scores(q, k, block)[0], round(share * k.shape[1]), axes="h", block=block)
 
 
 def blocks(quick: bool) -> Iterator[Job]:
