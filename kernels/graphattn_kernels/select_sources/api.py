@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graphattn_kernels import backends
-from graphattn_kernels.errors import ArgumentError, ArgumentTypeError, BackendError
+from graphattn_kernels._calls import triton_or
+from graphattn_kernels.errors import ArgumentError, ArgumentTypeError
 from graphattn_kernels.select_sources import ops
 from graphattn_kernels.select_sources.impl import reference
 
@@ -121,22 +121,14 @@ def order_sources(scores: Tensor) -> Tensor:
 
 
 def _select(backend: str, scores: Tensor) -> str:
-    if backend == "reference":
-        return backend
-    if backend == "auto":
-        fits = scores.shape[-1] <= _WIDEST and scores.dtype != torch.float64
-        on_cuda = scores.device.type == "cuda" and backends.choose("auto", scores.device) == "triton"
-        return "triton" if fits and on_cuda else "reference"
-    reason = (
-        None if backends.choose(backend, scores.device) == "triton" else "this operation has no such implementation"
-    )
-    if reason is None and scores.shape[-1] > _WIDEST:
-        reason = f"it takes at most {_WIDEST} sources, got {scores.shape[-1]}"
-    if reason is None and scores.dtype == torch.float64:
-        reason = "it takes float16, bfloat16 or float32, got torch.float64"
-    if reason is not None:
-        raise BackendError(f"backend {backend!r} cannot run: {reason}; use 'reference' or 'auto'")
-    return "triton"
+    def lacks() -> str | None:
+        if scores.shape[-1] > _WIDEST:
+            return f"it takes at most {_WIDEST} sources, got {scores.shape[-1]}"
+        if scores.dtype == torch.float64:
+            return "it takes float16, bfloat16 or float32, got torch.float64"
+        return None
+
+    return backend if backend == "reference" else triton_or("reference", backend, scores.device, lacks)
 
 
 def _check(scores: Tensor, k: int, always: Tensor | None, full: tuple[str, Tensor | None, int] | None) -> None:

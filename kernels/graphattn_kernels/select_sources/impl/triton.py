@@ -212,7 +212,7 @@ def select_kernel(
             score = tl.where(forced, float("-inf"), score)
         word, count, place = _top(score, forced if FORCED else None, k, deviate, density, SPARE)
     else:
-        score = _load_runs(SCORES + number * sources, first, sources, 0, RUN, PIECE).to(tl.float32)
+        score = _wide(_load_runs(SCORES + number * sources, first, sources, 0, RUN, PIECE), SPARE)
         word = _word((there & (score > at)) | forced)
     if WORDS is not None:
         if FULL is not None:
