@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from graphattn._fold import Fold
-from graphattn._inputs import check_inputs
+from graphattn._inputs import autocast, check_inputs
 from graphattn.backends import BACKENDS, Call, choose, choose_steps, named
 from graphattn.backends.base import EdgeBias
 from graphattn.backends.pairs import why_listed
@@ -90,12 +90,15 @@ def explain(
     """
     rule, mover = resolve_normalizer(normalizer), resolve_propagator(propagator)
     chosen = score if isinstance(score, Tensor) else resolve_score(score)
-    check_inputs(graph, q, k, v, chosen)
+    q, k, values, ready = autocast(q, k, v, chosen if isinstance(chosen, Tensor) else None)
+    chosen = chosen if ready is None else ready
+    check_inputs(graph, q, k, values, chosen)
+    assert values is not None
     unfused = why_unfused(graph, chosen, rule, mover, need_weights)
     call = None
     if unfused is None and q is not None and k is not None and isinstance(chosen, Score):
         call = Call(
-            *(graph, Fold(graph, tuple(v.shape[:-3]), v.shape[-2]), q, k, v, chosen, edge_bias, edge_gate),
+            *(graph, Fold(graph, tuple(v.shape[:-3]), v.shape[-2]), q, k, values, chosen, edge_bias, edge_gate),
             *(scale, clamp, dropout_p, dropout_seed, need_lse, need_product),
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from graphattn.backends.base import Backend, Call, Result
-from graphattn.backends.plain import lacks
+from graphattn.backends.plain import lacks, positive_scale
 from graphattn.backends.sdpa import dense_members
 from graphattn.graph.rules import Window
 from graphattn.optional import available
@@ -55,8 +55,9 @@ class Flash(Backend):
         else:
             reach = window.size, 0 if window.causal else window.size
             members, options = 1, {"causal": window.causal, "window_size": reach}
-        q, k, v = (x.reshape(-1, x.shape[-3] // members, *x.shape[-2:]) for x in (call.q, call.k, call.v))
-        out = _attention()(q, k, v, softmax_scale=call.scale, **options)
+        q, scale = positive_scale(call.q, call.scale)
+        q, k, v = (x.reshape(-1, x.shape[-3] // members, *x.shape[-2:]) for x in (q, call.k, call.v))
+        out = _attention()(q, k, v, softmax_scale=scale, **options)
         out = out[0] if isinstance(out, tuple) else out  # version 4 adds the log-sum-exp
         return Result(out.reshape(call.q.shape))
 

@@ -95,4 +95,5 @@ def _compiled() -> Callable[..., Any]:
 def _eager(attention: Callable[..., Any], *args: Any, **options: Any) -> Any:
     with warnings.catch_warnings():  # that it is slow and holds all pairs: on CPU it serves to compare
         warnings.simplefilter("ignore")
-        return attention(*args, **options)
+        # On CPU, PyTorch refuses tensors that require a gradient, even where none is computed.
+        return attention(*(x if torch.is_grad_enabled() else x.detach() for x in args), **options)

@@ -9,7 +9,7 @@ from torch import Tensor
 from graphattn.backends.base import Call
 from graphattn.graph import TokenGraph
 
-__all__ = ["Layout", "lacks"]
+__all__ = ["Layout", "lacks", "positive_scale"]
 
 
 def lacks(call: Call, *, clamp: bool = False, lse: bool = False, rule: bool = False) -> str | None:
@@ -41,6 +41,14 @@ def lacks(call: Call, *, clamp: bool = False, lse: bool = False, rule: bool = Fa
     if call.q.numel() == 0 or call.v.numel() == 0:
         return "there is nothing to compute"
     return None
+
+
+def positive_scale(q: Tensor, scale: float | None) -> tuple[Tensor, float | None]:
+    """Queries and a positive scale that give the same scores: of any other, kernels that set the scores of later tokens
+    to -inf before they scale them make NaN."""
+    if scale is None or scale > 0:
+        return q, scale
+    return q * (-1.0 if scale < 0 else 0.0), -scale or 1.0
 
 
 class Layout:

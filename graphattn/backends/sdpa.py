@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend
 from graphattn.backends._dense import dense_attention
 from graphattn.backends._windowed import windowed_attention
 from graphattn.backends.base import Backend, Call, Result
-from graphattn.backends.plain import Layout, lacks
+from graphattn.backends.plain import Layout, lacks, positive_scale
 from graphattn.graph import TokenGraph
 from graphattn.graph.check import waits_for_nothing
 from graphattn.graph.graph_window import GraphWindow
@@ -48,11 +48,11 @@ class Sdpa(Backend):
         return None
 
     def run(self, call: Call) -> Result:
-        pattern = call.graph.pattern
+        pattern, (q, scale) = call.graph.pattern, positive_scale(call.q, call.scale)
         if isinstance(pattern, GraphWindow):
             layout = Layout(pattern, call.q)
-            q, k, v = (layout.fold(x) for x in (call.q, call.k, call.v))
-            return Result(layout.unfold(windowed_attention(pattern, q, k, v, call.scale, _ORDER)))
+            q, k, v = (layout.fold(x) for x in (q, call.k, call.v))
+            return Result(layout.unfold(windowed_attention(pattern, q, k, v, scale, _ORDER)))
         dense = dense_members(call.graph)
         assert dense is not None
         members, is_causal = dense
@@ -60,12 +60,12 @@ class Sdpa(Backend):
         as_it_is = members == 1 and call.q.dim() == 4
         q, k, v = (
             (x if as_it_is else x.reshape(-1, x.shape[-3] // members, *x.shape[-2:])).transpose(1, 2)
-            for x in (call.q, call.k, call.v)
+            for x in (q, call.k, call.v)
         )
         if call.device.type == "cuda":
-            out = dense_attention(_ORDER, q, k, v, is_causal=is_causal, scale=call.scale)
+            out = dense_attention(_ORDER, q, k, v, is_causal=is_causal, scale=scale)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=call.scale)
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=scale)
         out = out.transpose(1, 2)
         return Result(out if as_it_is else out.reshape(*call.q.shape[:-1], call.v.shape[-1]))
 

@@ -15,6 +15,7 @@ from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
 from graphattn.graph.check import check_members
 from graphattn.graph.csr import batch_ptr
+from graphattn.graph.edges import in_members
 from graphattn.mechanisms.base import drop_seed
 
 __all__ = ["MemberConv", "with_members"]
@@ -104,12 +105,6 @@ def with_members(graph: TokenGraph, batch: Tensor | tuple[Tensor, Tensor]) -> To
         if pair[0] is pair[1]:
             source_ptr = target_ptr
         check_members(graph.edge_index, target_ptr, source_ptr)
-        return TokenGraph(
-            graph.csr,
-            num_targets=graph.num_targets,
-            num_sources=graph.num_sources,
-            target_ptr=target_ptr,
-            source_ptr=source_ptr,
-        )
+        return in_members(graph, target_ptr, source_ptr)
 
     return remembered((graph, *pair), ("members",), make)

@@ -102,7 +102,7 @@ def _top(
     """Eigenvectors ``[n, count]`` of the largest eigenvalues of a positive operator, orthogonal to
     ``fixed``."""
 
-    def solve(known: np.ndarray, number: int, tol: float) -> tuple[np.ndarray, np.ndarray]:
+    def solve(known: np.ndarray, number: int, tol: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         size = known.shape[0]
 
         def project(x: np.ndarray) -> np.ndarray:
@@ -111,16 +111,17 @@ def _top(
         operator = sparse_linalg.LinearOperator(
             (size, size), matvec=lambda x: project(apply(project(x.ravel()))), dtype=np.float64
         )
-        start = project(np.random.default_rng(0).standard_normal((size,)))
+        start = project(np.random.default_rng(seed).standard_normal((size,)))
         krylov = min(size, max(2 * number + 1, 40))
         return sparse_linalg.eigsh(operator, number, which="LA", v0=start, ncv=krylov, tol=tol, maxiter=restarts)
 
-    values, vectors = solve(fixed, count, tolerance)
+    values, vectors = solve(fixed, count, tolerance, 0)
     # A Krylov space from one vector holds one vector of each eigenspace; rounding brings in the others, but
-    # not always in time. So look for one that was missed, and take it in, until there is none.
-    for _ in range(count):
+    # not always in time. So look for one that was missed, and take it in, until there is none; from another vector each
+    # time, because the last one has no part in an eigenspace but the one that was found.
+    for seed in range(1, count + 1):
         known = np.linalg.qr(np.concatenate([fixed, vectors], axis=1))[0]
-        value, vector = solve(known, 1, tolerance)
+        value, vector = solve(known, 1, tolerance, seed)
         lowest = values.argmin()
         if value[0] <= values[lowest] * (1 + 1e-10):
             break

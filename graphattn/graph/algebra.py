@@ -67,6 +67,7 @@ def symmetrize(graph: TokenGraph) -> TokenGraph:
 def with_self_loops(graph: TokenGraph) -> TokenGraph:
     """Every token reads itself exactly once; new loops come after the edges that are there."""
     graph._need_square("with_self_loops")
+    _need_one_side(graph, "with_self_loops")
     if graph.pattern is not None and not graph.leading:
         from graphattn.graph.pattern import Union
 
@@ -144,6 +145,7 @@ def restrict(graph: TokenGraph, tokens: Tensor) -> TokenGraph:
     """
     graph._need_square("restrict")
     _need_one_copy(graph, "restrict")
+    _need_one_side(graph, "restrict")
     tokens = _token_indices(graph, tokens)
     position = torch.full((graph.num_targets,), -1, dtype=torch.int64, device=graph.device)
     position[tokens] = torch.arange(tokens.shape[0], device=graph.device)
@@ -271,6 +273,12 @@ def _loops(graph: TokenGraph) -> Pattern:
 def _need_one_copy(graph: TokenGraph, what: str) -> None:
     if graph.leading:
         raise ArgumentError(f"{what} needs a graph without leading dimensions, got {list(graph.leading)}")
+
+
+def _need_one_side(graph: TokenGraph, what: str) -> None:
+    """Bipartite members may add up to as many targets as sources."""
+    if graph.source_ptr is not graph.target_ptr and not torch.equal(graph.target_batch, graph.source_batch):
+        raise ArgumentError(f"{what} needs members whose targets and sources are the same tokens, got other members")
 
 
 def _token_indices(graph: TokenGraph, tokens: Tensor) -> Tensor:

@@ -41,20 +41,24 @@ def resolve_sizes(
     num_tokens: int | None,
     num_targets: int | None,
     num_sources: int | None,
-    ptr: Tensor | None = None,
+    target_ptr: Tensor | None = None,
+    source_ptr: Tensor | None = None,
 ) -> tuple[int, int]:
-    """Sizes from whichever of the arguments the caller gave; what is missing comes from the largest index."""
+    """Sizes from whichever of the arguments the caller gave; what is missing comes from the end of the member pointers,
+    or else from the largest index."""
     check_edge_index_form(edge_index)
     if num_tokens is not None:
         if num_targets is not None or num_sources is not None:
             raise ArgumentError("give num_tokens (square) or num_targets and num_sources (bipartite), not both")
         num_targets = num_sources = num_tokens
+    shared = target_ptr is source_ptr
+    if num_targets is None and target_ptr is not None:
+        num_targets = _end_of("ptr" if shared else "target_ptr", target_ptr, edge_index.device)
+        num_sources = num_targets if shared and num_sources is None else num_sources
+    if num_sources is None and source_ptr is not None:
+        num_sources = _end_of("ptr" if shared else "source_ptr", source_ptr, edge_index.device)
     if num_targets is None and num_sources is None:
-        if ptr is not None:
-            check_ptr_form("ptr", ptr, edge_index.device)
-            num_targets = num_sources = int(ptr[-1])
-        else:
-            num_targets = num_sources = _size_of(edge_index)
+        num_targets = num_sources = _size_of(edge_index)
     elif num_targets is None:
         num_targets = _size_of(edge_index[1])
     elif num_sources is None:
@@ -66,6 +70,11 @@ def resolve_sizes(
         if size < 0:
             raise ArgumentError(f"{name} must not be negative, got {size}")
     return num_targets, num_sources
+
+
+def _end_of(name: str, ptr: Tensor, device: torch.device) -> int:
+    check_ptr_form(name, ptr, device)
+    return int(ptr[-1])
 
 
 def _size_of(index: Tensor) -> int:

@@ -36,8 +36,9 @@ class Construction:
             edge_index: Integer ``[2, E]``: sources, then targets. Duplicates count twice in attention.
             num_tokens: Number of tokens of a square graph; default: the end of ``ptr``, or else the largest
                 index plus one.
-            num_targets: Number of targets of a bipartite graph (instead of ``num_tokens``).
-            num_sources: Number of sources of a bipartite graph (instead of ``num_tokens``).
+            num_targets: Number of targets of a bipartite graph (instead of ``num_tokens``); default: the end of
+                ``target_ptr``, or else, beside ``num_sources``, the largest target plus one.
+            num_sources: Number of sources of a bipartite graph (instead of ``num_tokens``); likewise.
             ptr: ``[B + 1]`` first token of each member of a square batch, ending with ``num_tokens``.
             target_ptr: The same for the targets of a bipartite batch.
             source_ptr: The same for the sources of a bipartite batch.

@@ -161,7 +161,7 @@ def _from_edge_index_class(
         (rowptr, col), edge_id = edges.get_csc()
         # EdgeIndex promises nothing about the order of sources within a target.
         if check.rows_ascend(rowptr, col):
-            num_targets, num_sources = check.resolve_sizes(plain, None, num_targets, num_sources, ptr)
+            num_targets, num_sources = check.resolve_sizes(plain, None, num_targets, num_sources, ptr, ptr)
             if validate:
                 check.check_edge_index(plain, num_targets, num_sources)
             # EdgeIndex may have guessed its size: targets up to the last that has an edge.

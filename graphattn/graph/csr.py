@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ __all__ = [
     "batch_ptr",
     "batch_vector",
     "index_dtype",
+    "lasting",
     "rows",
     "sort_by_source",
     "sort_by_target",
@@ -40,6 +42,13 @@ class Csc(NamedTuple):
     """``[E]``: the target of each edge."""
     transpose_id: Tensor
     """``[E]``: position of this edge in :class:`Csr`."""
+
+
+def lasting() -> AbstractContextManager[Any]:
+    """Inside, tensors are made that training can use, whatever the mode: a graph keeps what it builds."""
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        return nullcontext()
+    return torch.inference_mode(False)
 
 
 def index_dtype(*bounds: int) -> torch.dtype:

@@ -31,8 +31,8 @@ def from_edge_index(
         ptrs: First token of each member; first target and first source instead.
         validate: Check everything.
     """
-    num_targets, num_sources = check.resolve_sizes(edge_index, *sizes, ptrs[0])
     target_ptr, source_ptr = check.resolve_ptrs(*ptrs)
+    num_targets, num_sources = check.resolve_sizes(edge_index, *sizes, target_ptr, source_ptr)
     at_once = None
     if validate and edge_index.is_cuda and _HAS_TRITON and not check.waits_for_nothing(edge_index.device):
         at_once = sorted_at_once(edge_index, num_targets, num_sources)
@@ -52,6 +52,19 @@ def from_edge_index(
         target_ptr=target_ptr,
         source_ptr=source_ptr,
     )
+
+
+def in_members(graph: TokenGraph, target_ptr: Tensor, source_ptr: Tensor) -> TokenGraph:
+    """The edges of a graph, sorted as they are, in a batch with these members; nothing is checked."""
+    marked = TokenGraph(
+        graph.csr,
+        num_targets=graph.num_targets,
+        num_sources=graph.num_sources,
+        target_ptr=target_ptr,
+        source_ptr=source_ptr,
+    )
+    marked._csc = graph._csc
+    return marked
 
 
 def sorted_at_once(edge_index: Tensor, num_targets: int, num_sources: int) -> TokenGraph | None:

@@ -32,6 +32,7 @@ class GraphWindow(Pattern):
 
     _tensor_fields = (*Pattern._tensor_fields, "slot", "near", "mask", "rows", "_row_mask", "_pair_mask")
     _static_fields = (*Pattern._static_fields, "direction", "padding", "_num_edges")
+    _derived = (*Pattern._derived, "_row_blocks")
     _row_blocks: Blocks | None = None
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ class ListGraph(TokenGraph):
     @property
     def lengths(self) -> Tensor | None:
         """``[*leading, blocks]``: how many entries of each list are read; ``None``: all."""
-        return None if self._length is None else self._length.view(*self._leading, -1)
+        return None if self._length is None else self._length.view(*self._leading, *self._length.shape[1:])
 
     @property
     def target_order(self) -> Tensor | None:
@@ -78,7 +79,7 @@ class ListGraph(TokenGraph):
         place ``i`` holds target ``i``."""
         if self._places is None or self._places.shape[0] == 1:
             return None if self._places is None else self._places[0]
-        return self._places.view(*self._leading, -1)
+        return self._places.view(*self._leading, *self._places.shape[1:])
 
     @property
     def max_edges(self) -> int:
@@ -188,14 +189,14 @@ def from_lists(
         raise ArgumentError(
             f"causal and keep_self need a square graph, got {num_targets} targets and {num_sources} sources"
         )
-    index = index.reshape(-1, blocks, room)
+    index = index.reshape(math.prod(leading), blocks, room)
     if lengths is not None:
         if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int32, torch.int64):
             got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
             raise ArgumentTypeError(f"lengths must be an integer tensor [..., blocks], got {got}")
-        lengths = lengths.int().expand(*leading, blocks).reshape(-1, blocks).contiguous()
+        lengths = lengths.int().expand(*leading, blocks).reshape(index.shape[:2]).contiguous()
     if order is not None:
-        order = order.int().reshape(-1, order.shape[-1])
+        order = order.int().reshape(math.prod(order.shape[:-1]), order.shape[-1])
         order = torch.nn.functional.pad(order, (0, -order.shape[-1] % block), value=-1).contiguous()
         if order.shape[0] not in (1, index.shape[0]):
             raise ArgumentError(f"order must have no leading dimensions or {list(leading)}, got {list(order.shape)}")

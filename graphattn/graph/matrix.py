@@ -7,7 +7,7 @@ are the stored entries, in the order in which the matrix stores them.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,11 +57,7 @@ def from_adj_t(adjacency: Any) -> TokenGraph:
     if isinstance(adjacency, Tensor):
         # Entries may be rows themselves, [T, S, F]: edge features.
         entry_dim = 0 if adjacency.layout == torch.strided else adjacency.dense_dim()
-        if adjacency.dim() - entry_dim != 2:
-            raise ArgumentError(
-                f"adjacency must be a matrix [targets, sources], got shape {list(adjacency.shape)}; "
-                "for one matrix per head use TokenGraph.per_head"
-            )
+        _need_matrix(adjacency.shape, entry_dim)
         if adjacency.layout == torch.strided:
             return _from_mask(adjacency)
         if adjacency.layout == torch.sparse_csr:
@@ -78,6 +74,7 @@ def from_adj_t(adjacency: Any) -> TokenGraph:
         rowptr, col, _ = adjacency.csr()
         return _from_csr(rowptr, col, adjacency.sparse_sizes()[1])
     if _is_scipy(adjacency):
+        _need_matrix(adjacency.shape)
         matrix = _scipy_stored(adjacency)
         if matrix.format == "csr":
             return _from_csr(_copied(matrix.indptr), _copied(matrix.indices), matrix.shape[1])
@@ -148,6 +145,14 @@ def to_dense(graph: TokenGraph) -> Tensor:
     dense = torch.zeros(copies * num_targets, num_sources, dtype=torch.bool, device=graph.device)
     dense[graph.row.long(), graph.col.long() % max(num_sources, 1)] = True
     return dense.view(*graph.leading, num_targets, num_sources)
+
+
+def _need_matrix(shape: Sequence[int], entry_dim: int = 0) -> None:
+    if len(shape) - entry_dim != 2:
+        raise ArgumentError(
+            f"adjacency must be a matrix [targets, sources], got shape {list(shape)}; "
+            "for one matrix per head use TokenGraph.per_head"
+        )
 
 
 def _from_csr(rowptr: Tensor, col: Tensor, num_sources: int) -> TokenGraph:

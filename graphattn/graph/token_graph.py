@@ -20,7 +20,7 @@ from torch import Tensor
 from graphattn.errors import ArgumentError
 from graphattn.graph import pytree
 from graphattn.graph.construction import Construction
-from graphattn.graph.csr import Csc, Csr, alone, batch_vector, rows, sort_by_source
+from graphattn.graph.csr import Csc, Csr, alone, batch_vector, lasting, rows, sort_by_source
 from graphattn_kernels import Structure, View
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class TokenGraph(Construction):
     _static_fields: tuple[str, ...] = ("_num_targets", "_num_sources", "_leading", "_leading_axes", "_known_causal")
 
     # Built where attention asks for them, and again in a copy of the graph: see graphattn.graph.prepared.
+    _derived: tuple[str, ...] = ("_structure", "_blocks", "_tile_fill", "_flex_mask", "_chosen")
     _blocks: Blocks | None = None
     _tile_fill: float | None = None
     _flex_mask: Any = None
@@ -156,7 +157,8 @@ class TokenGraph(Construction):
     def csr(self) -> Csr:
         """The edges by target."""
         if self._csr is None:
-            self._csr = self._enumerate()
+            with lasting():
+                self._csr = self._enumerate()
         return self._csr
 
     @property
@@ -178,14 +180,16 @@ class TokenGraph(Construction):
     def row(self) -> Tensor:
         """``[E]``: the target of each edge, in the order of :attr:`csr`; built once."""
         if self._target is None:
-            self._target = rows(self.csr)
+            with lasting():
+                self._target = rows(self.csr)
         return self._target
 
     @property
     def csc(self) -> Csc:
         """The edges by source; built once."""
         if self._csc is None:
-            self._csc = sort_by_source(self.csr, self.row, self.num_copies * self._num_sources)
+            with lasting():
+                self._csc = sort_by_source(self.csr, self.row, self.num_copies * self._num_sources)
         return self._csc
 
     @property
@@ -195,9 +199,10 @@ class TokenGraph(Construction):
             csr, csc = self.csr, self.csc
             by_target = View(csr.rowptr, csr.col, self.row, csr.edge_id)
             edge_id = csc.transpose_id
-            if csr.edge_id is not None:
-                edge_id = csr.edge_id.index_select(0, edge_id)
-            source = csr.col.index_select(0, csc.transpose_id)
+            with lasting():
+                if csr.edge_id is not None:
+                    edge_id = csr.edge_id.index_select(0, edge_id)
+                source = csr.col.index_select(0, csc.transpose_id)
             self._structure = Structure(by_target, View(csc.colptr, csc.row, source, edge_id))
         return self._structure
 
@@ -248,7 +253,8 @@ class TokenGraph(Construction):
         if self._reverse is None:
             from graphattn.graph import algebra
 
-            self._reverse = algebra.reverse_edge(self)
+            with lasting():
+                self._reverse = algebra.reverse_edge(self)
         return self._reverse
 
     @property
@@ -480,8 +486,7 @@ class TokenGraph(Construction):
         return f"{type(self).__name__}({', '.join(parts)}, device={str(self.device)!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("_structure", "_blocks", "_tile_fill", "_flex_mask", "_chosen")
-        state = {**self.__dict__, **dict.fromkeys(derived)}
+        state = {**self.__dict__, **dict.fromkeys(self._derived)}
         return {name: alone(value) for name, value in state.items()}
 
     def _enumerate(self) -> Csr:

@@ -85,6 +85,8 @@ def pagerank(graph: TokenGraph, weights: Tensor, alpha: float = 0.85, personaliz
         raise ArgumentError(f"personalization must be [{graph.num_tokens}] and not negative, got {list(start.shape)}")
     call.make_stochastic()
     rows = call.rows(start.to(graph.device, torch.float64))
+    if bool((call.members.spread(call.members.sum(rows)) == 0).any()):
+        raise ArgumentError("personalization must be positive somewhere in each member, got only 0")
     # Walks from tokens that read nobody start anew like all others, so they only change the sum.
     found = call.solve(PersonalizedPageRank(1.0 - alpha, tolerance=_TOLERANCE), rows)
     return call.unfold(found / call.members.spread(call.members.sum(found)))
@@ -199,7 +201,7 @@ class _Call:
         if bool((wide < 0).any()):
             raise ArgumentError(f"weights must not be negative, got {float(wide.min()):.3g}")
         self._shape, self._dtype = (*wide.shape[:-2], graph.num_tokens, wide.shape[-1]), weights.dtype
-        self._weights = wide.detach().movedim(-2, 0).reshape(graph.num_edges, -1).double()
+        self._weights = wide.detach().movedim(-2, 0).flatten(1).double()
         # In the caller's edge order, which transposing a pattern would change.
         edges = graph.edge_index.flip(0) if of == "sources" else graph.edge_index
         ptr = graph.target_ptr

@@ -170,7 +170,7 @@ class Edges(MapPart):
         else:
             self.leading = own if self._axes.endswith("h") else (*own, heads)
         self._copies = graph.num_copies
-        self.weights = wide.detach().movedim(-2, 0).reshape(graph.num_edges, -1).double()  # [E, columns]
+        self.weights = wide.detach().movedim(-2, 0).flatten(1).double()  # [E, columns]
         self.allowed = torch.ones(1, dtype=torch.bool, device=weights.device)
         self._flat_source, self._flat_target = graph.edge_index
         self.even = 1.0 / graph.in_degree[self._flat_target].double().unsqueeze(-1)
@@ -207,7 +207,7 @@ class Edges(MapPart):
         wide = _spread(x, (*self.leading, *sizes), name)
         if not self._axes:
             last, first = tuple(range(-len(sizes), 0)), tuple(range(len(sizes)))
-            return wide.movedim(last, first)[index].reshape(len(index[0]), -1)
+            return wide.movedim(last, first)[index].reshape(self.weights.shape)
         copies = wide.reshape(self._copies, *wide.shape[len(self.leading) - (self._axes == "b") :])
         if self._axes.endswith("h"):
             return copies[(self._copy, *index)].unsqueeze(-1)

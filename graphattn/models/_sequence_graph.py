@@ -10,29 +10,35 @@ from torch import Tensor
 
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph, patterns
+from graphattn.graph.check import check_ptr
 
 __all__ = ["GraphRule", "check_tokens", "next_tokens", "positions_of", "token_graph"]
 
 GraphRule = Literal["causal"] | Callable[[int], TokenGraph]
 
 
-def check_tokens(x: Tensor, graph: TokenGraph | None, ptr: Tensor | None, mask: Tensor | None, cached: bool) -> None:
-    """Raise unless rows, pieces and mask fit each other."""
+def check_tokens(
+    x: Tensor, graph: TokenGraph | None, ptr: Tensor | None, mask: Tensor | None, past: int | None
+) -> None:
+    """Raise unless rows, pieces and mask fit each other, and ``past`` tokens that are kept (``None``: no cache)."""
     if x.dim() < 2:
         raise ArgumentError(f"rows of tokens must be [..., N, width], got {list(x.shape)}")
     if graph is not None and (ptr is not None or mask is not None):
         raise ArgumentError("ptr and mask do not go with graph: let the graph say who is there")
-    if ptr is not None and (x.dim() != 2 or mask is not None or cached):
+    if ptr is not None and (x.dim() != 2 or mask is not None or past is not None):
         raise ArgumentError(
             f"ptr is for one row of tokens [N], without mask and cache; got rows {list(x.shape)}, "
-            f"mask {'given' if mask is not None else 'None'}, cache {'given' if cached else 'None'}"
+            f"mask {'given' if mask is not None else 'None'}, cache {'None' if past is None else 'given'}"
         )
+    if ptr is not None and not x.is_cuda:
+        check_ptr("ptr", ptr, x.shape[0], x.device)
     if mask is None:
         return
     if mask.dtype != torch.bool:
         raise ArgumentTypeError(f"mask must be bool, got {mask.dtype}")
-    if x.dim() != 3 or mask.dim() != 2 or mask.shape[0] != x.shape[0] or (mask.shape[1] != x.shape[1] and not cached):
-        raise ArgumentError(f"mask must be [B, N] for rows {list(x.shape)}, got {list(mask.shape)}")
+    if x.dim() != 3 or mask.shape != (x.shape[0], x.shape[1] + (past or 0)):
+        kept = f" after {past} that are kept" if past else ""
+        raise ArgumentError(f"mask must be [B, N] for rows {list(x.shape)}{kept}, got {list(mask.shape)}")
 
 
 def positions_of(x: Tensor, past: int, ptr: Tensor | None, mask: Tensor | None) -> Tensor:

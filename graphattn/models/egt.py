@@ -135,7 +135,7 @@ class EGT(nn.Module):
             ArgumentError: If an input that the model was made for is missing.
         """
         h = self.input_dropout(add_encoding(self.embed(x), self.embed_pe, pe))
-        ptr = member_ptr(batch, num_graphs)
+        ptr = member_ptr(batch, x.shape[0], num_graphs)
         pairs = complete_graphs(h, ptr, num_pairs)
         edge = self._pairs(pairs, local_graph(edge_index, x, ptr), edge_attr, hop_distance)
         for block in self.blocks:

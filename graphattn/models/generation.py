@@ -139,7 +139,8 @@ def generate(
         mask: bool ``[B, N]``: the tokens that are there; texts padded on the right go on after the padding.
         stop: A token that ends a text; it is repeated to the end.
         use_cache: Keep keys and values; default: where each mechanism allows it
-            (:attr:`Mechanism.reads_row_by_row <graphattn.mechanisms.Mechanism.reads_row_by_row>`).
+            (:attr:`Mechanism.reads_row_by_row <graphattn.mechanisms.Mechanism.reads_row_by_row>`). Both give the same
+            where the model's graph has the same answer for a token however many follow.
 
     Returns:
         int64 ``[..., N + max_new_tokens]``; fewer where all texts ended before.
@@ -149,11 +150,13 @@ def generate(
     """
     if tokens.shape[-1] < 1:
         raise ArgumentError(f"tokens must hold at least one token to go on from, got {list(tokens.shape)}")
+    if mask is not None and not bool(mask.any(-1).all()):
+        raise ArgumentError("mask must leave at least one token of each text to go on from, got a row of padding alone")
     can = model.can_cache
     if use_cache and not can:
         raise ArgumentError("use_cache must be False: the mechanism needs all of a sequence at once")
     cache = KeyValueCache(tokens.shape[-1] + max_new_tokens) if can and use_cache is not False else None
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         new, last = tokens, None
@@ -175,7 +178,8 @@ def generate(
             new, last = tokens if cache is None else found.unsqueeze(-1), None
         return tokens
     finally:
-        model.train(was_training)
+        for module, mode in modes:
+            module.training = mode
 
 
 def _room(like: Tensor, tokens: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
+from graphattn.graph.check import check_ptr
 from graphattn.graph.csr import batch_vector
 from graphattn.models.encoders import check_choices, edge_encoder, edge_rows
 from graphattn.models.inputs import complete_graphs, local_graph, member_ptr
@@ -179,7 +180,10 @@ class GPS(nn.Module):
         Raises:
             ArgumentError: If an input that the model was made for is missing.
         """
-        ptr = member_ptr(batch, num_graphs) if ptr is None else ptr
+        if ptr is None:
+            ptr = member_ptr(batch, x.shape[0], num_graphs)
+        elif not ptr.is_cuda:
+            check_ptr("ptr", ptr, x.shape[0], x.device)
         if batch is None and ptr is not None:
             batch = batch_vector(ptr, x.shape[0], x.device)
         num_graphs = 1 if ptr is None else ptr.shape[0] - 1

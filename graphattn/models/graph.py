@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
-from graphattn.graph.convert import as_token_graph
 from graphattn.models.encoders import add_encoding, check_choices, edge_encoder, edge_rows
+from graphattn.models.inputs import batch_graph, member_ptr
 from graphattn.models.parts import make_mechanism
 from graphattn.nn import Block, Readout, RowEncoder, pool
 from graphattn.nn.encoders import needed
@@ -133,7 +133,7 @@ class GraphTransformer(nn.Module):
             edge_attr: int64 ``[E]`` (or ``[E, columns]``) ids, or floating ``[E, edge_channels]``.
             pe: ``[N, pe_dim]`` positional encoding.
             wl: int64 ``[N]`` Weisfeiler-Lehman roles.
-            batch: int64 ``[N]`` graph of each node, for a graph readout.
+            batch: int64 ``[N]`` graph of each node, ascending; ``None``: all nodes are one graph.
             num_graphs: Number of graphs in the batch.
 
         Returns:
@@ -142,7 +142,8 @@ class GraphTransformer(nn.Module):
         Raises:
             ArgumentError: If an input that the model was made for is missing.
         """
-        graph = as_token_graph(edge_index, num_targets=x.shape[0], num_sources=x.shape[0])
+        # Members, for mechanisms that look at a whole graph: not at the whole batch.
+        graph = batch_graph(edge_index, x, member_ptr(batch, x.shape[0], num_graphs))
         h, edge = self.encode_nodes(x, pe, wl), self.encode_edges(edge_attr, graph.num_edges)
         for block in self.blocks:
             h, edge = block(h, graph, edge)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from graphattn.errors import ArgumentError
 from graphattn.graph import ExphormerGraph, TokenGraph, exphormer
-from graphattn.mechanisms import MECHANISMS, Mechanism
+from graphattn.mechanisms import MECHANISMS, Mechanism, Subsampled
 from graphattn.models.convs import ConvStep, make_conv
 from graphattn.nn import GINE
 
-__all__ = ["ExphormerTokens", "make_local", "make_mechanism"]
+__all__ = ["ExphormerTokens", "checkpointed", "make_local", "make_mechanism"]
 
 
 def make_mechanism(
@@ -75,6 +78,31 @@ def make_local(
         options = {"backend": backend, **options}
         return make_mechanism(name, width, heads, edge_width, edge_output=edge_output, **options)
     return ConvStep(make_conv(name, width, width, heads=heads, edge_dim=edge_width, options=options))
+
+
+def checkpointed(block: nn.Module, *args: Any, **options: Any) -> Tensor:
+    """``block(*args, **options)``, computed again in the backward pass instead of keeping what is inside, with the same
+    chance: that of a device, which PyTorch sees to, and that of generators which SSA was given."""
+    sources = [
+        part.generator for part in block.modules() if isinstance(part, Subsampled) and part.generator is not None
+    ]
+    if not sources:
+        return checkpoint(block, *args, use_reentrant=False, **options)  # type: ignore[no-any-return]
+    states = [source.get_state() for source in sources]
+
+    @contextmanager
+    def as_before() -> Iterator[None]:
+        now = [source.get_state() for source in sources]
+        for source, state in zip(sources, states, strict=True):
+            source.set_state(state)
+        try:
+            yield
+        finally:
+            for source, state in zip(sources, now, strict=True):
+                source.set_state(state)
+
+    both = (nullcontext(), as_before())
+    return checkpoint(block, *args, use_reentrant=False, context_fn=lambda: both, **options)  # type: ignore[no-any-return]
 
 
 class ExphormerTokens(nn.Module):

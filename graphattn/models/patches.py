@@ -126,7 +126,7 @@ class PatchEmbed(nn.Module):
     ) -> None:
         super().__init__()
         self.img_size, self.patch_size = _pair(img_size), _pair(patch_size)
-        self.grid_size = self._grid(*self.img_size)
+        self.grid_size = self.grid_for()
         self.proj = nn.Conv2d(in_chans, embed_dim, self.patch_size, stride=self.patch_size)
 
     @property
@@ -140,20 +140,30 @@ class PatchEmbed(nn.Module):
             raise ArgumentError(
                 f"x must be images [B, {self.proj.in_channels}, height, width], got {list(images.shape)}"
             )
-        return self._grid(images.shape[2], images.shape[3])
+        return self.grid_for((images.shape[2], images.shape[3]))
+
+    def grid_for(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> tuple[int, int]:
+        """Rows and columns of patches of images and patches of these sizes; default: as they are."""
+        height, width = self.img_size if img_size is None else _pair(img_size)
+        rows, columns = self.patch_size if patch_size is None else _pair(patch_size)
+        if height % rows or width % columns or height < rows or width < columns:
+            raise ArgumentError(
+                f"patch_size must divide the size of the image, got patches of {rows} x {columns} and images of "
+                f"{height} x {width} pixels"
+            )
+        return height // rows, width // columns
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
         """Another size of images or patches, the latter with resized weights."""
-        before = (self.img_size, self.patch_size)
+        self.grid_size = self.grid_for(img_size, patch_size)
         self.img_size = self.img_size if img_size is None else _pair(img_size)
-        self.patch_size = self.patch_size if patch_size is None else _pair(patch_size)
-        try:
-            self.grid_size = self._grid(*self.img_size)
-        except ArgumentError:
-            self.img_size, self.patch_size = before
-            raise
+        if patch_size is None or _pair(patch_size) == self.patch_size:
+            return  # the weights stay the parameter that an optimiser may hold
+        self.patch_size = _pair(patch_size)
         self.proj.weight = nn.Parameter(
             resize_patch_weights(self.proj.weight, self.patch_size), requires_grad=self.proj.weight.requires_grad
         )
@@ -162,15 +172,6 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, in_chans, height, width]`` to ``[B, patches, embed_dim]``."""
         return self.proj(x).flatten(2).transpose(1, 2)
-
-    def _grid(self, height: int, width: int) -> tuple[int, int]:
-        rows, columns = self.patch_size
-        if height % rows or width % columns or height < rows or width < columns:
-            raise ArgumentError(
-                f"patch_size must divide the size of the image, got patches of {rows} x {columns} and images of "
-                f"{height} x {width} pixels"
-            )
-        return height // rows, width // columns
 
 
 def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int = 0) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
@@ -17,7 +16,7 @@ from graphattn.mechanisms import InfSA, Mechanism
 from graphattn.mechanisms.parts.learned_choice import LearnedChoice
 from graphattn.models._sequence_graph import GraphRule, check_tokens, next_tokens, positions_of, token_graph
 from graphattn.models.generation import HeadTransform, KeyValueCache, generate
-from graphattn.models.parts import make_mechanism
+from graphattn.models.parts import checkpointed, make_mechanism
 from graphattn.nn import PreNormBlock, Rotary, make_norm
 from graphattn_kernels._segment import accumulate_dtype
 
@@ -49,8 +48,9 @@ class CausalTransformer(nn.Module):
             makes a mechanism for each block from ``(width, heads, edge_width)``.
         attention_options: Further arguments of a mechanism given by name.
         edge_width: Channels of edge rows, which every block reads; ``None``: none.
-        graph: Who reads whom where a call does not say: ``"causal"``, or a function of the number of tokens. The
-            answer for tokens must not depend on later ones, else generation with kept keys and values is refused.
+        graph: Who reads whom where a call does not say: ``"causal"``, or a function of the number of tokens. Where
+            its answer for a token changes with the number of later ones, give ``use_cache=False`` to :meth:`generate`:
+            what was kept would stay as it was read.
         positions: ``"rope"``, ``"learned"`` or ``"none"``.
         context: Largest number of tokens, which learned positions need.
         rope_base: Base of the rotary angles.
@@ -156,7 +156,7 @@ class CausalTransformer(nn.Module):
             ArgumentError: If shapes do not fit, or arguments contradict each other.
         """
         x = self._rows(tokens, inputs_embeds)
-        check_tokens(x, graph, ptr, mask, cache is not None)
+        check_tokens(x, graph, ptr, mask, None if cache is None else cache.length)
         if mask is not None and cache is None:  # without padding, as one row
             sizes = mask.sum(-1)
             packed = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
@@ -179,7 +179,7 @@ class CausalTransformer(nn.Module):
         if targets is None:
             targets = next_tokens(tokens, inputs.get("ptr"), inputs.get("mask"))
         loss = F.cross_entropy(
-            logits.flatten(0, -2).to(accumulate_dtype(logits.dtype)), targets.flatten(), reduction=reduction
+            logits.flatten(0, -2).to(accumulate_dtype(logits.dtype)), targets.flatten().long(), reduction=reduction
         )
         return loss.reshape(targets.shape) if reduction == "none" else loss
 
@@ -227,6 +227,12 @@ class CausalTransformer(nn.Module):
         cache: KeyValueCache | None,
     ) -> Tensor:
         past = 0 if cache is None else cache.length
+        if self.position is not None and positions is ptr is mask is None:
+            if past + x.shape[-2] > self.position.num_embeddings:
+                raise ArgumentError(
+                    f"learned positions are for {self.position.num_embeddings} tokens (context), got "
+                    f"{past + x.shape[-2]}"
+                )
         if positions is None:
             positions = positions_of(x, past, ptr, mask)
         if graph is None:
@@ -242,8 +248,8 @@ class CausalTransformer(nn.Module):
             options: dict[str, Any] = {}
             if waves is not None or cache is not None:
                 options["transform"] = HeadTransform(waves, cache, layer)
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, graph, edge, use_reentrant=False, **options)
+            if self.grad_checkpointing and cache is None and torch.is_grad_enabled():  # what is kept is kept once
+                x = checkpointed(block, x, graph, edge, **options)
             else:
                 x = block(x, graph, edge, **options)
         return self.norm(x)

@@ -172,6 +172,8 @@ class NodeEncoder(nn.Module):
             parts.append(self.rwse(needed("rwse", rwse, x.shape[0], self.rwse_dim)))
         if self.pe is not None:
             pe = needed("pe", pe, x.shape[0], self.pe_dim).to(parts[0].dtype)
+            if eigenvalues is not None:
+                eigenvalues = needed("pe_eigenvalues", eigenvalues, x.shape[0], self.pe_dim)
             parts.append(self.pe(pe) if isinstance(self.pe, nn.Linear) else self.pe(pe, eigenvalues))
         return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
 

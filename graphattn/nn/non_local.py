@@ -67,6 +67,8 @@ class NonLocalBlock(nn.Module):
             raise ArgumentError(f"norm must be 'batch' or None, got {norm!r}")
         if isinstance(graph, str) and graph != "complete":
             raise ArgumentError(f"graph must be 'complete' or a function of (height, width, device), got {graph!r}")
+        if mechanism_options and (isinstance(mechanism, Mechanism) or mechanism == "embedded_gaussian"):
+            raise ArgumentError(f"mechanism_options go with a mechanism given by name only, got {mechanism_options}")
         self.width, self.inner, self.heads, self.scale, self.graph = width, inner, heads, scale, graph
         self.attention: Mechanism | None = None
         if isinstance(mechanism, Mechanism):

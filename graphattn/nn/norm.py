@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from graphattn.errors import ArgumentError
+from graphattn_kernels._segment import accumulate_dtype
 
 __all__ = ["BatchNorm", "make_norm", "real_rows"]
 
@@ -74,14 +75,14 @@ class _RealRowsNorm(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, count: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        rows = input.float()
+        rows = input.to(accumulate_dtype(input.dtype))
         real = (torch.arange(rows.shape[0], device=rows.device) < count).unsqueeze(1)
         mean = rows.where(real, 0.0).sum(0) / count
         centred = (rows - mean).where(real, 0.0)
         variance = centred.square().sum(0) / count
         inverse = (variance + eps).rsqrt()
-        slope = inverse if weight is None else inverse * weight.float()
-        out = centred * slope if bias is None else torch.addcmul(bias.float(), centred, slope)
+        slope = inverse if weight is None else inverse * weight.to(rows.dtype)
+        out = centred * slope if bias is None else torch.addcmul(bias.to(rows.dtype), centred, slope)
         ctx.save_for_backward(centred, inverse, slope, real, count)
         ctx.mark_non_differentiable(mean, variance)
         return out.to(input.dtype), mean, variance
@@ -89,7 +90,7 @@ class _RealRowsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         centred, inverse, slope, real, count = ctx.saved_tensors
-        gradient = gradients[0].float()
+        gradient = gradients[0].to(centred.dtype)
         # What was filled up reaches no loss: its gradients are 0, and sums over all rows are sums over the real ones.
         for_bias = gradient.sum(0)
         for_weight = (gradient * centred).sum(0) * inverse

@@ -8,6 +8,7 @@ from torch import Tensor
 from graphattn.errors import ArgumentError
 from graphattn.graph.csr import batch_ptr
 from graphattn_kernels import Structure, View, segment_sum, spread
+from graphattn_kernels._segment import accumulate_dtype
 
 __all__ = ["POOLS", "pool", "unpool"]
 
@@ -33,10 +34,7 @@ def pool(x: Tensor, batch: Tensor | None, num_graphs: int | None = None, how: st
         raise ArgumentError(f"how must be one of {POOLS}, got {how!r}")
     if batch is None:
         batch, num_graphs = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device), 1
-    if batch.shape != x.shape[:1]:
-        raise ArgumentError(f"batch must be [N], the graph of each of {x.shape[0]} rows, got {list(batch.shape)}")
-    if not (torch.compiler.is_compiling() or batch.is_cuda) and bool((batch.diff() < 0).any()):
-        raise ArgumentError("batch must ascend (PyG's batches do); sort the rows by their graph first")
+    check_batch(batch, x.shape[0], num_graphs)
     if num_graphs is None:
         num_graphs = int(batch[-1]) + 1 if batch.numel() else 0
     members = _members(batch, num_graphs)
@@ -44,8 +42,10 @@ def pool(x: Tensor, batch: Tensor | None, num_graphs: int | None = None, how: st
     if how == "max":
         top = torch.segment_reduce(x, "max", offsets=ptr, axis=0, unsafe=True)
         return top.masked_fill((ptr.diff() == 0).unsqueeze(1), 0.0)
-    total = segment_sum(members, x)
-    return total / ptr.diff().clamp(min=1).unsqueeze(1).to(x.dtype) if how == "mean" else total
+    if how == "sum":
+        return segment_sum(members, x)
+    rows = x.to(accumulate_dtype(x.dtype))  # the sum, or the number of rows, may have no place in a half type
+    return (segment_sum(members, rows) / ptr.diff().clamp(min=1).unsqueeze(1).to(rows.dtype)).to(x.dtype)
 
 
 def unpool(rows: Tensor, batch: Tensor | None, num_tokens: int) -> Tensor:
@@ -60,13 +60,29 @@ def unpool(rows: Tensor, batch: Tensor | None, num_tokens: int) -> Tensor:
         ``[num_tokens, C]``.
 
     Raises:
-        ArgumentError: If ``batch`` is ``None`` and there is not one row.
+        ArgumentError: If ``batch`` is ``None`` and there is not one row, or it is not one ascending entry for each
+            token.
     """
     if batch is None:
         if rows.shape[0] != 1:
             raise ArgumentError(f"rows must be [1, C] where batch is None, got {list(rows.shape)}")
         return rows.expand(num_tokens, -1)
+    check_batch(batch, num_tokens, rows.shape[0])
     return spread(_members(batch, rows.shape[0]), rows)
+
+
+def check_batch(batch: Tensor, num_tokens: int, num_graphs: int | None) -> None:
+    """Raise unless ``batch`` is the graph of each token, ascending; its values are looked at on the CPU only, so that
+    nothing waits for a device."""
+    if batch.shape != (num_tokens,):
+        raise ArgumentError(f"batch must be [N], the graph of each of {num_tokens} rows, got {list(batch.shape)}")
+    if torch.compiler.is_compiling() or batch.device.type != "cpu" or not num_tokens:
+        return
+    if bool((batch.diff() < 0).any()):
+        raise ArgumentError("batch must ascend (PyG's batches do); sort the rows by their graph first")
+    first, last = int(batch[0]), int(batch[-1])
+    if first < 0 or (num_graphs is not None and last >= num_graphs):
+        raise ArgumentError(f"batch must lie in 0..num_graphs - 1, got {first}..{last} with num_graphs={num_graphs}")
 
 
 def _members(batch: Tensor, num_graphs: int) -> Structure:

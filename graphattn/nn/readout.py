@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from graphattn.errors import ArgumentError
+
 __all__ = ["Readout"]
 
 
@@ -15,10 +17,15 @@ class Readout(nn.Module):
         width: Channels in.
         out_channels: Channels out.
         layers: Number of halvings.
+
+    Raises:
+        ArgumentError: If nothing is left of the width.
     """
 
     def __init__(self, width: int, out_channels: int, layers: int = 2) -> None:
         super().__init__()
+        if width >> layers < 1:
+            raise ArgumentError(f"width must be {1 << layers} or more, to be halved {layers} times, got {width}")
         self.hidden = nn.ModuleList(nn.Linear(width >> n, width >> (n + 1)) for n in range(layers))
         self.out = nn.Linear(width >> layers, out_channels)
 

@@ -26,7 +26,8 @@ class Mutual(Normalizer):
         one_way: What an edge without a reverse is worth: ``"error"``, or ``"zero"``, since nobody answers.
 
     Raises:
-        ArgumentError: If an argument is unknown; with ``one_way="error"``, if some edge has no reverse.
+        ArgumentError: If an argument is unknown; if the graph is bipartite; with ``one_way="error"``, if some edge has
+            no reverse.
     """
 
     def __init__(self, combine: str = "product", one_way: str = "error") -> None:
@@ -55,11 +56,16 @@ class Mutual(Normalizer):
 
 
 def reverse_where_any(graph: TokenGraph) -> tuple[Tensor, Tensor | None]:
-    """The reverse of each edge that has one, int64 ``[E]``, and bool ``[E]``, which do (``None``: all)."""
+    """The reverse of each edge that has one, int64 ``[E]``, and bool ``[E]``, which do (``None``: all).
+
+    Raises:
+        ArgumentError: If the graph is bipartite.
+    """
+    graph._need_square("mutual agreement")
     if graph.is_symmetric:
         return graph.reverse_edge, None
     source, target = graph.edge_index
-    tokens = graph.num_copies * max(graph.num_targets, graph.num_sources)
+    tokens = graph.num_copies * graph.num_tokens
     key = target * tokens + source
     ordered, order = key.sort(stable=True)
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

@@ -112,10 +112,25 @@ def test_sdpa(case: tuple[str, TokenGraph, list[Tensor]]) -> None:
             attend(graph, *x, backend="sdpa")
 
 
+@pytest.mark.parametrize("scale", [-0.5, 0.0])
+def test_sdpa_takes_any_scale(scale: float, draw: Draw) -> None:
+    text = patterns.graph_window(torch.full((9,), -1), torch.tensor([-1]), 1, mask=torch.arange(9) < 7)
+    for graph in (patterns.causal(9), patterns.complete(9), text):
+        same(graph, [draw(2, 9, H, D, dtype=torch.float32) for _ in range(3)], "sdpa", scale=scale)
+
+
 def test_flex(case: tuple[str, TokenGraph, list[Tensor]]) -> None:
     _, graph, x = case
     same(graph, x, "flex", gradient=False, need_lse=True, clamp=1.0)
     same(graph, x, "flex", gradient=False)
+
+
+def test_flex_without_gradients_takes_what_requires_some(draw: Draw) -> None:
+    graph = patterns.window(8, 2)
+    x = [draw(8, H, D, dtype=torch.float32).requires_grad_() for _ in range(3)]
+    with torch.no_grad():
+        out = attend(graph, *x, backend="flex")
+    torch.testing.assert_close(out, attend(graph, *x, backend="reference").detach())
 
 
 @pytest.mark.parametrize("name", ["longformer", "per batch entry", "ragged"])
@@ -375,6 +390,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
         causal: bool = False,
         window_size: tuple[int, int] | None = None,
     ) -> tuple[Tensor, None]:
+        assert softmax_scale is None or softmax_scale > 0, "its kernels mask before they scale"
         calls.append({"causal": causal, "window_size": window_size, "shape": list(q.shape)})
         distance = torch.arange(q.shape[1])[:, None] - torch.arange(k.shape[1])
         mask = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
@@ -411,6 +427,9 @@ def test_flash(graph: Pattern, expected: dict[str, Any], stub: list[dict[str, An
     assert stub == [expected]
     exact = attend(graph, *(x.double() for x in (q, k, v)), scale=0.3, backend="reference")
     torch.testing.assert_close(out.double(), exact, rtol=0.02, atol=0.02)
+    exact = attend(graph, *(x.double() for x in (q, k, v)), scale=-0.3, backend="reference")
+    again = attend(graph, q, k, v, scale=-0.3, backend="flash")
+    torch.testing.assert_close(again.double(), exact, rtol=0.02, atol=0.02)
 
 
 def test_flash_has_reasons(stub: list[dict[str, Any]]) -> None:

@@ -75,6 +75,14 @@ def test_it_reads_well() -> None:
     assert any(line.startswith("  not 'reference': 'gather' was asked for") for line in rest)
 
 
+def test_under_autocast_it_is_the_call_that_is_cast() -> None:
+    half = X.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert attend(GRAPH, X, half, half).dtype == torch.bfloat16
+        assert explain(GRAPH, X, half, half).operations == ("csr_attention",)
+        assert explain(GRAPH, None, None, half, score=READY).operations == ("segment_softmax", "spmm")
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(ArgumentError, match="backend must be 'auto' or one of"):
         explain(GRAPH, X, X, X, backend="fastest")

@@ -321,6 +321,15 @@ def test_sparse_solver_misses_no_copy_of_a_repeated_eigenvalue(graph_of, nx_grap
     torch.testing.assert_close(found.pe.T @ found.pe, torch.eye(6, dtype=torch.float64), atol=1e-10, rtol=0)
 
 
+def test_sparse_solver_finds_every_component():
+    """As many eigenvalues 0 as components: the vector that finds one has no part in the others."""
+    for seed in range(12):
+        edges = torch.randint(80, (2, 60), generator=torch.Generator().manual_seed(seed))
+        graph = TokenGraph.from_edge_index(edges, 80)
+        found = pe64(graph, 8, normalization=None, per_component=False, solver="sparse")
+        torch.testing.assert_close(found.eigenvalues, torch.zeros(80, 8, dtype=torch.float64), atol=1e-10, rtol=0)
+
+
 def test_patterns_are_graphs_too():
     from graphattn.graph import patterns
 

@@ -217,6 +217,12 @@ def bipartite() -> TokenGraph:
     return random_edges(3, 4, 5)
 
 
+def as_many() -> TokenGraph:
+    """Two bipartite members, as many targets as sources together."""
+    edge_index, ptrs = torch.tensor([[0, 1], [0, 2]]), torch.tensor([[0, 2, 3], [0, 1, 3]])
+    return TokenGraph.from_edge_index(edge_index, num_tokens=3, target_ptr=ptrs[0], source_ptr=ptrs[1])
+
+
 def stacked() -> TokenGraph:
     return TokenGraph.per_head([random_edges(3, 3, 4)] * 2)
 
@@ -246,6 +252,9 @@ def stacked() -> TokenGraph:
         ),
         (lambda g: stacked().with_self_loops(), ArgumentError, "before stacking"),
         (lambda g: stacked().restrict(torch.tensor([0])), ArgumentError, r"restrict needs .*, got \[2\]"),
+        # An edge from source 1 to target 2: as one list of tokens, it would join two members.
+        (lambda g: as_many().restrict(torch.tensor([0, 1, 2])), ArgumentError, "restrict needs members whose targets"),
+        (lambda g: as_many().with_self_loops(), ArgumentError, "with_self_loops needs members whose targets"),
         (lambda g: g.power(0), ArgumentError, "hops must be an int of 1 or more, got 0"),
         (lambda g: g.power(1.5), ArgumentError, "hops must be an int of 1 or more, got 1.5"),
         (lambda g: g.sample(1.5), ArgumentError, r"keep must be a probability in 0..1, got 1.5"),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import coo_array
 from torch import Tensor
 
 from graphattn.errors import ArgumentError, ArgumentTypeError, MissingPackageError
@@ -276,6 +277,8 @@ def test_as_token_graph_refuses(edges: Any, arguments: dict, error: type, text: 
         ),
         (lambda g: TokenGraph.from_adj_t(torch.ones(2, 2)), ArgumentTypeError, "a dense adjacency must be boolean"),
         (lambda g: TokenGraph.from_adj_t(torch.ones(2, 2, 2).bool()), ArgumentError, r"got shape \[2, 2, 2\]; .*per_h"),
+        (lambda g: TokenGraph.from_adj_t(coo_array(np.ones((2, 2, 2)))), ArgumentError, r"got shape \[2, 2, 2\]"),
+        (lambda g: TokenGraph.from_adj_t(coo_array(np.ones(3))), ArgumentError, r"must be a matrix .* got shape \[3\]"),
         (
             lambda g: TokenGraph.from_adj_t(torch.eye(4).to_sparse_bsr((2, 2))),
             ArgumentTypeError,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 from collections import deque
 from typing import Any
 
@@ -252,6 +254,17 @@ def test_sizes_that_are_given_are_not_looked_up(monkeypatch: pytest.MonkeyPatch)
     graph = graph_window(batch["node_of_token"], batch["parent"], 2, mask=batch["mask"], node_tokens=10, padding="left")
     assert graph.rows.shape[1] == 10  # more than there are: rows of nobody
     assert torch.equal(graph.to_dense(), expected.to_dense()) and graph.num_edges == expected.num_edges
+
+
+def test_copies_leave_tiles_behind() -> None:
+    batch = prompts("right")
+    graph = graph_window(batch["node_of_token"], batch["parent"], 1, mask=batch["mask"])
+    assert isinstance(graph, GraphWindow) and graph.row_blocks is not None
+    file = io.BytesIO()
+    torch.save(graph, file)
+    file.seek(0)
+    for again in (torch.load(file, weights_only=True), copy.deepcopy(graph)):
+        assert again._row_blocks is None and torch.equal(again.to_dense(), graph.to_dense())
 
 
 def test_it_is_a_pytree_and_moves_and_combines() -> None:

@@ -256,6 +256,22 @@ def test_no_tokens() -> None:
         assert TokenGraph.from_mask(scores.bool(), axes).to_dense().shape == scores.shape
 
 
+@pytest.mark.parametrize(("targets", "room"), [(6, 0), (0, 0), (0, 3)])
+@pytest.mark.parametrize("axes", SHAPES)
+def test_lists_of_nobody(axes: str, targets: int, room: int) -> None:
+    blocks = -(-targets // 4)
+    index = torch.zeros(*SHAPES[axes], blocks, room, dtype=torch.int64, device=DEVICE)
+    lengths = torch.zeros(index.shape[:-1], dtype=torch.int64, device=DEVICE)
+    for options in ({}, {"lengths": lengths}, {"order": torch.arange(targets, device=DEVICE)}):
+        graph = TokenGraph.from_lists(index, block=4, num_targets=targets, num_sources=5, axes=axes, **options)
+        assert graph.num_edges == 0 and graph.to_dense().shape == (*SHAPES[axes], targets, 5)
+        assert graph.index.shape == index.shape and (graph.lengths is None or graph.lengths.shape == lengths.shape)
+        lead = SHAPES[axes][:1] if axes.startswith("b") else ()
+        q, k = normal(*lead, targets, 2, 4), normal(*lead, 5, 2, 4)
+        for backend in ("auto", "gather"):
+            assert not attend(graph, q, k, k, backend=backend).any()
+
+
 @pytest.mark.parametrize("block", [None, 4])
 def test_sources_that_are_always_kept_must_be_there(block: int | None) -> None:
     scores = torch.randn(8 if block is None else 2, 8)

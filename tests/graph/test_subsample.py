@@ -230,6 +230,13 @@ def test_gumbel_keeps_neighbours_and_prefers_the_near() -> None:
     assert torch.equal(hops_between(path, 40), hops)
 
 
+def test_no_tokens() -> None:
+    for shape, axes in (((0, 0), ""), ((3, 0, 0), "b"), ((2, 3, 0, 0), "bh")):
+        assert subsample.gumbel_hops(torch.zeros(shape), 0.5, 1.0, axes=axes).to_dense().shape == shape
+    for graph in (subsample.uniform_graph(0, 0.5, batch=2), subsample.jittered_windows(0, 0.5, 1.0, batch=2)):
+        assert graph.to_dense().shape == (2, 0, 0)
+
+
 def test_bad_input() -> None:
     with pytest.raises(ArgumentError, match=r"keep must be a share in 0..1, got 1.5"):
         subsample.uniform_sources(5, 1.5)

@@ -79,6 +79,19 @@ def test_sizes() -> None:
         _ = bipartite.num_tokens
 
 
+@pytest.mark.parametrize("validate", [True, False])
+def test_members_say_how_many_tokens_there_are(validate: bool) -> None:
+    ptr, longer = torch.tensor([0, 1, 3]), torch.tensor([0, 1, 4])
+    for arguments, sizes in (
+        ({"target_ptr": ptr, "source_ptr": longer}, (3, 4)),
+        ({"target_ptr": ptr, "source_ptr": longer, "num_targets": 3}, (3, 4)),
+        ({"ptr": ptr, "num_sources": 3}, (3, 3)),
+        ({"ptr": ptr}, (3, 3)),
+    ):
+        graph = TokenGraph.from_edge_index(edges((0, 0)), validate=validate, **arguments)
+        assert (graph.num_targets, graph.num_sources) == sizes
+
+
 @pytest.mark.parametrize("tokens", [0, 1, 3])
 def test_without_edges(tokens: int) -> None:
     graph = TokenGraph.from_edge_index(edges(), tokens)

@@ -182,9 +182,21 @@ def test_squaring_and_stepping_agree(of: str, monkeypatch: pytest.MonkeyPatch) -
         (lambda: katz(patterns.complete(3), torch.ones(9), 0.5), "cannot converge.*spectral radius .*about 3"),
         (lambda: pagerank(patterns.complete(3), torch.ones(9), 1.0), r"alpha must be in \[0, 1\), got 1.0"),
         (lambda: pagerank(patterns.complete(3), torch.ones(9), 0.5, -torch.ones(3)), "personalization must be"),
+        (
+            lambda: pagerank(patterns.blocks([0, 1, 3]), torch.ones(5), personalization=torch.tensor([1.0, 0.0, 0.0])),
+            "personalization must be positive somewhere in each member",
+        ),
         (lambda: expected_visits(patterns.complete(3), torch.ones(9) / 9, start=torch.ones(4)), r"start must be \[3\]"),
     ],
 )
 def test_bad_input(call, text: str) -> None:
     with pytest.raises(ArgumentError, match=text):
         call()
+
+
+def test_nobody_reads() -> None:
+    graph, weights = TokenGraph.from_edge_index(torch.zeros(2, 0, dtype=torch.long), 4), torch.zeros(2, 0, 3)
+    torch.testing.assert_close(pagerank(graph, weights), torch.full((2, 4, 3), 0.25))
+    torch.testing.assert_close(katz(graph, weights), torch.full((2, 4, 3), 0.5))
+    torch.testing.assert_close(expected_visits(graph, weights), torch.full((2, 4, 3), 0.25))
+    assert not eigenvector(graph, weights).any() and bool((leak(graph, weights) == 1).all())

@@ -184,3 +184,14 @@ def test_kept_maps_are_means_over_heads(leading: tuple[int, ...]) -> None:
     kept.update(Columns(weights))
     batched = weights if len(leading) > 1 else weights.reshape(1, -1, N, N)
     torch.testing.assert_close(kept.result(), batched.flatten(0, -4)[:2].mean(1))
+
+
+@pytest.mark.parametrize("axes", ["", "h", "b", "bh"])
+def test_edges_of_nobody(axes: str) -> None:
+    leading = {"": (), "h": (2,), "b": (3,), "bh": (3, 2)}[axes]
+    graph = TokenGraph.from_mask(torch.zeros(*leading, 4, 5, dtype=torch.bool), axes)
+    heads = 1 if axes.endswith("h") else 2
+    reducer = ReceivedAttention(targets=torch.ones(4, dtype=torch.bool), where=torch.ones(4, 5, dtype=torch.bool))
+    reducer.update(Edges(graph, torch.zeros(0, heads)))
+    shape = (*(leading if axes.endswith("h") else (*leading, heads)), 5)
+    assert reducer.result().attention.shape == shape and not reducer.result().attention.any()

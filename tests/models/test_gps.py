@@ -212,6 +212,17 @@ def test_ptr_and_counts_are_taken_or_looked_up(inputs: Inputs) -> None:
     assert torch.equal(model(**{**batch, "edge_index": graph}), out)
     with pytest.raises(ArgumentError, match="num_edges must be what ptr says"):
         model(**{**batch, "num_pairs": 7})
+    with pytest.raises(ArgumentError, match=r"ptr must rise from 0 to the number of tokens, 13, got 0..12"):
+        model(**alone, ptr=torch.tensor([0, 5, 12]))
+
+
+def test_nodes_of_a_graph_stand_together() -> None:
+    """Else each would read the nodes of others, in silence where no edge says so."""
+    model = GPS(3, **SMALL, in_channels=3, local=None)
+    with pytest.raises(ArgumentError, match="batch must ascend"):
+        model(torch.randn(4, 3), torch.zeros(2, 0, dtype=torch.int64), batch=torch.tensor([0, 1, 0, 1]))
+    with pytest.raises(ArgumentError, match="batch must lie in 0..num_graphs - 1, got 0..2 with num_graphs=2"):
+        model(torch.randn(4, 3), torch.zeros(2, 0, dtype=torch.int64), batch=torch.tensor([0, 1, 1, 2]), num_graphs=2)
 
 
 # --- compile and half types -----------------------------------------------------------------------------------

@@ -104,6 +104,18 @@ def test_a_batch_equals_its_members(variant: str, inputs: Inputs) -> None:
     torch.testing.assert_close(out, alone, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("mechanism", ["infsa", "sparsifiner"])
+def test_a_batch_equals_its_members_where_mechanisms_look_at_whole_graphs(mechanism: str) -> None:
+    torch.manual_seed(0)
+    model = GraphTransformer(3, in_channels=4, **SMALL, mechanism=mechanism).double().eval()
+    graphs = [random_graph(n, kind) for n, kind in enumerate(["hub", "no_edges", "one_token", "duplicates"])]
+    rows = [torch.randn(graph.num_tokens, 4, dtype=torch.float64) for graph in graphs]
+    alone = torch.cat([model(x, graph.edge_index) for x, graph in zip(rows, graphs, strict=True)])
+    batch = TokenGraph.batch(graphs)
+    out = model(torch.cat(rows), batch.edge_index, batch=batch.target_batch, num_graphs=4)
+    torch.testing.assert_close(out, alone, rtol=1e-10, atol=1e-10)
+
+
 def test_one_member_of_a_batch_cannot_change_another() -> None:
     """For random sizes and edges: replace one member by anything; the others' outputs keep their bits."""
     hypothesis = pytest.importorskip("hypothesis")
@@ -221,6 +233,8 @@ def test_impossible_options(options: dict[str, Any], text: str) -> None:
         ("ids-edges-wl-mean", {"edge_attr": None}, "edge_attr is needed"),
         ("ids-edges-wl-mean", {"edge_attr": torch.zeros(1).long()}, "edge_attr must have one row for each edge"),
         ("ids-edges-wl-mean", {"batch": torch.zeros(4).long()}, "batch must be \\[N\\], the graph of each of 13 rows"),
+        ("ids-node", {"batch": torch.arange(13) % 2, "num_graphs": 2}, "batch must ascend"),
+        ("ids-node", {"batch": torch.arange(13), "num_graphs": 2}, "batch must lie in 0..num_graphs - 1, got 0..12"),
         ("ids-node", {"edge_index": torch.tensor([[0], [99]])}, "edge_index.*got 99"),
         ("ids-node", {"edge_index": random_graph(0)}, "13"),
     ],

@@ -71,6 +71,19 @@ def test_gradients_and_the_first_stage() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_checkpointing_computes_blocks_again_and_changes_no_gradient() -> None:
+    grads, calls = [], []
+    for enable in (False, True):
+        model, count = make(attention="sparsifiner", token_keep=0.5).train(), []
+        model.set_grad_checkpointing(enable)
+        model.blocks[1].register_forward_pre_hook(lambda *_, count=count: count.append(1))
+        model(images()).square().sum().backward()
+        grads.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+        calls.append(len(count))
+    assert calls == [1, 2]
+    torch.testing.assert_close(*grads)
+
+
 def test_bad_arguments() -> None:
     for options, text in (
         ({"token_keep": 0.0}, r"token_keep must be in \(0, 1\], got 0.0"),
@@ -85,3 +98,6 @@ def test_bad_arguments() -> None:
             make(**options)
     with pytest.raises(ArgumentError, match="a mask over all tokens"):
         make()(images(), torch.ones(17, 17, dtype=torch.bool))
+    with pytest.raises(ArgumentError, match=r"forward_intermediates needs all patches, token_keep=1.0, got 0.7"):
+        make().forward_intermediates(images())
+    assert len(make(token_keep=1.0).forward_intermediates(images(), intermediates_only=True)) == 4

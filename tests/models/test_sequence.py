@@ -277,6 +277,37 @@ def test_checkpointing_changes_nothing() -> None:
         close(mine, theirs)
 
 
+def test_checkpointing_and_a_cache() -> None:
+    """Nothing is kept twice, though the backward pass would compute blocks again."""
+    model, tokens, cache = make(), text(2, 8), KeyValueCache()
+    model.set_grad_checkpointing()
+    model(tokens, cache=cache).sum().backward()
+    assert cache.length == 8
+
+
+def test_checkpointing_draws_the_same_subgraphs() -> None:
+    grads = []
+    for enable in (False, True):
+        model = make("ssa", attention_options={"keep": 0.25, "minimum": 2})
+        model.set_grad_checkpointing(enable)
+        with sampling(model, True, torch.Generator().manual_seed(0)):
+            grads.append(torch.autograd.grad(model.loss(text(4, 24)), list(model.parameters())))
+    for one, other in zip(*grads, strict=True):
+        close(one, other)
+
+
+def test_generation_leaves_every_mode_as_it_was() -> None:
+    model = make().train()
+    model.blocks[0].eval()
+    model.generate(text(2, 5), 2)
+    assert model.training and model.blocks[1].training and not model.blocks[0].training
+
+
+def test_tokens_of_32_bits() -> None:
+    model, tokens = make(), text(2, 9)
+    assert torch.equal(model.loss(tokens.int()), model.loss(tokens))
+
+
 def test_sampling_tokens() -> None:
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05])).expand(20_000, 4)
     drawn = draw_next(logits, 1.0, None, torch.Generator().manual_seed(0)).bincount(minlength=4) / 20_000
@@ -311,6 +342,19 @@ def test_bad_arguments() -> None:
         model(tokens, ptr=torch.tensor([0, 6]))
     with pytest.raises(ArgumentError, match=r"mask must be \[B, N\] for rows"):
         model(tokens, mask=torch.ones(2, 5, dtype=torch.bool))
+    for wrong in ([0, 4], [0, 9], [1, 6], [0, 5, 3, 6]):
+        with pytest.raises(ArgumentError, match="ptr must rise from 0 to the number of tokens, 6, got"):
+            model(tokens[0], ptr=torch.tensor(wrong))
+    cache = KeyValueCache()
+    model(tokens, cache=cache)
+    with pytest.raises(ArgumentError, match=r"mask must be \[B, N\] for rows \[2, 1, 16\] after 6 that are kept, got"):
+        model(tokens[:, :1], cache=cache, mask=torch.ones(2, 1, dtype=torch.bool))
+    with pytest.raises(ArgumentError, match=r"learned positions are for 40 tokens \(context\), got 41"):
+        make("learned")(text(1, 41))
+    with pytest.raises(ArgumentError, match=r"learned positions are for 40 tokens \(context\), got 41"):
+        make("learned").generate(text(1, 39), 4)
+    with pytest.raises(ArgumentError, match="mask must leave at least one token of each text"):
+        model.generate(tokens, 2, mask=torch.tensor([[True], [False]]).expand(2, 6))
     with pytest.raises(ArgumentError, match="ptr and mask do not go with graph"):
         model(tokens, graph=patterns.causal(6), mask=torch.ones(2, 6, dtype=torch.bool))
     with pytest.raises(ArgumentError, match="at least one token"):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from graphattn import create_model, list_mechanisms, patterns
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
+from graphattn.mechanisms import sampling
 from graphattn.models.image import VisionTransformer, from_timm
 from graphattn.models.patches import patch_graph, resize_patch_weights, resize_positions, sincos_positions
 from graphattn_kernels import backends
@@ -197,6 +198,19 @@ def test_another_input_size() -> None:
     torch.testing.assert_close(dynamic(images(16, 8)), fixed(images(16, 8)))
 
 
+def test_what_did_not_change_size_stays() -> None:
+    """Patch weights are what an optimiser holds, and a size that the graph does not fit changes nothing."""
+    model = make()
+    weight = model.patch_embed.proj.weight
+    model.set_input_size((16, 8))
+    assert model.patch_embed.proj.weight is weight
+    model = make(graph=patterns.grid(2, 3, self_loops=True))
+    before = model(images())
+    with pytest.raises(ArgumentError, match="graph must hold the 4 x 6 patches"):
+        model.set_input_size(patch_size=2)
+    assert torch.equal(model(images()), before)
+
+
 def test_positions_of_sines_and_cosines() -> None:
     waves = sincos_positions(2, 3, 8)
     assert waves.shape == (6, 8) and len(torch.unique(waves, dim=0)) == 6
@@ -269,6 +283,30 @@ def test_checkpointing_changes_no_gradient() -> None:
         torch.manual_seed(3)
         model(images()).square().sum().backward()
         grads.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("attention", ["softmax", *list_mechanisms()])
+@pytest.mark.parametrize("graph", ["complete", "grid"])
+def test_training_after_inference_mode(graph: str, attention: str, dynamic: bool) -> None:
+    """As Lightning's check before the first step: what the graph built then, training uses."""
+    model, x = make(graph=graph, attention=attention, dynamic_img_size=dynamic), images(8, 8 if dynamic else 12)
+    with torch.inference_mode():
+        model(x)
+    model.train()(x).sum().backward()
+
+
+def test_checkpointing_draws_the_same_subgraphs() -> None:
+    """From a generator, too, which PyTorch does not set back."""
+    grads = []
+    for enable in (False, True):
+        model = make(attention="ssa", attention_options={"keep": 0.5, "minimum": 1})
+        model.set_grad_checkpointing(enable)
+        generator = torch.Generator().manual_seed(3)
+        with sampling(model, True, generator):
+            model(images()).square().sum().backward()
+        grads.append([*(parameter.grad for parameter in model.parameters()), generator.get_state()])
     torch.testing.assert_close(*grads)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from graphattn.errors import ArgumentError
 from graphattn.mechanisms import GraphTransformerAttention
 from graphattn.nn import Block, FeedForward, Readout, make_norm
+from graphattn.nn.norm import real_rows
 from graphattn.testing import random_graph
 
 
@@ -84,6 +85,16 @@ def test_batch_norm_of_one_row_says_what_to_do() -> None:
     assert norm.eval()(torch.randn(1, 3)).shape == (1, 3)
 
 
+def test_batch_norm_over_real_rows_keeps_float64() -> None:
+    norm, x = make_norm("batch", 3).double(), torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    results = []
+    for counts in ({}, {6: torch.tensor(6)}):
+        with real_rows(counts):
+            out = norm(x)
+        results.append((out, *torch.autograd.grad(out.square().sum() + out[0].sum(), [x, *norm.parameters()])))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
 def test_readout_halves_the_width() -> None:
     readout = Readout(80, 6)
     sizes = [(layer.in_features, layer.out_features) for layer in [*readout.hidden, readout.out]]
@@ -93,3 +104,5 @@ def test_readout_halves_the_width() -> None:
     for layer in readout.hidden:
         h = torch.relu(layer(h))
     torch.testing.assert_close(readout(x), readout.out(h))
+    with pytest.raises(ArgumentError, match="width must be 4 or more, to be halved 2 times, got 3"):
+        Readout(3, 1)

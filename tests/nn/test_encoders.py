@@ -72,3 +72,6 @@ def test_errors() -> None:
         encoder(torch.zeros(2, 3), torch.zeros(3, 4))
     with pytest.raises(ArgumentError, match="width must exceed"):
         NodeEncoder(5, None, 3, rwse_dim=4, rwse_width=5)
+    encoder = NodeEncoder(12, None, 3, pe_dim=4, pe_width=5, pe_encoder="sign_invariant")
+    with pytest.raises(ArgumentError, match="pe_eigenvalues must be \\[2, 4\\].*got \\[8\\]"):
+        encoder(torch.zeros(2, 3), None, torch.zeros(2, 4), torch.zeros(8))

@@ -76,3 +76,6 @@ def test_bad_arguments() -> None:
         NonLocalBlock(8, 3, heads=2)
     with pytest.raises(ArgumentError, match="graph must have a token for each cell, 2 x 2, got one of 5"):
         NonLocalBlock(8, graph=lambda h, w, device: patterns.complete(5))(torch.zeros(1, 8, 2, 2))
+    for mechanism in ("embedded_gaussian", InfSA(4, 2)):
+        with pytest.raises(ArgumentError, match="mechanism_options go with a mechanism given by name only"):
+            NonLocalBlock(8, mechanism=mechanism, mechanism_options={"hops": 2})

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from graphattn.errors import ArgumentError
-from graphattn.nn import POOLS, pool
+from graphattn.nn import POOLS, pool, unpool
 from graphattn.testing import require_or_skip
 
 BATCHES = {
@@ -63,6 +63,12 @@ def test_half_types(how: str, dtype: torch.dtype) -> None:
     assert (out == (4096 if how == "sum" else 1)).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_means_whose_sum_or_count_no_half_type_holds(dtype: torch.dtype) -> None:
+    for count, value in ((70_000, 2.0), (1000, 100.0)):
+        assert pool(torch.full((count, 1), value, dtype=dtype), None).item() == value
+
+
 def test_no_rows_and_no_graphs() -> None:
     assert pool(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)).shape == (0, 3)
 
@@ -75,3 +81,17 @@ def test_errors() -> None:
         pool(x, torch.tensor([0, 0]))
     with pytest.raises(ArgumentError, match="batch must ascend"):
         pool(x, torch.tensor([0, 1, 0]))
+    with pytest.raises(ArgumentError, match=r"batch must lie in 0..num_graphs - 1, got 0..2 with num_graphs=2"):
+        pool(x, torch.tensor([0, 1, 2]), 2)
+    with pytest.raises(ArgumentError, match=r"batch must lie in 0..num_graphs - 1, got -1..1"):
+        pool(x, torch.tensor([-1, 0, 1]))
+
+
+def test_unpool_reads_no_row_that_is_not_there() -> None:
+    for batch, tokens, text in (
+        ([0, 1, 2], 3, "batch must lie in 0..num_graphs - 1, got 0..2 with num_graphs=2"),
+        ([0, 1, 1], 2, r"batch must be \[N\], the graph of each of 2 rows, got \[3\]"),
+        ([1, 0, 0], 3, "batch must ascend"),
+    ):
+        with pytest.raises(ArgumentError, match=text):
+            unpool(torch.zeros(2, 4), torch.tensor(batch), tokens)

@@ -60,6 +60,13 @@ def test_no_edges() -> None:
         assert Mutual(one_way=one_way)(graph, torch.zeros(0, 2)).shape == (0, 2)
 
 
+@pytest.mark.parametrize("one_way", ["error", "zero"])
+def test_sources_that_are_no_targets_have_no_reverse(one_way: str) -> None:
+    graph = TokenGraph.from_edge_index(torch.tensor([[0, 1], [1, 0]]), num_targets=2, num_sources=3)
+    with pytest.raises(ArgumentError, match="needs a square graph, got 2 targets and 3 sources"):
+        Mutual(one_way=one_way)(graph, torch.zeros(2, 1))
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(ArgumentError, match="combine must be 'product' or 'min', got 'max'"):
         Mutual("max")

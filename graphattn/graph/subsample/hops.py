@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -52,7 +54,7 @@ def gumbel_hops(
     if not isinstance(hops, Tensor) or hops.dim() < 2:
         raise ArgumentTypeError(f"hops must be a tensor [..., N, N], got {type(hops).__name__}")
     tokens = hops.shape[-1]
-    flat = hops.reshape(-1, *hops.shape[-2:])
+    flat = hops.reshape(math.prod(hops.shape[:-2]), *hops.shape[-2:])
     distance = flat.float()
     reached = (flat >= 0) & torch.isfinite(distance)
     scores = _gumbel(tuple(flat.shape), generator, hops.device) - distance / tau

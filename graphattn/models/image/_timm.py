@@ -41,7 +41,7 @@ class TimmFace(nn.Module):
     def token_graph(self, height: int | None = None, width: int | None = None) -> TokenGraph:
         raise NotImplementedError
 
-    def _run(self, block: nn.Module, x: Tensor, graph: TokenGraph) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, graph: TokenGraph, **options: Any) -> Tensor:
         raise NotImplementedError
 
     def _tokens(self, images: Tensor, mask: Tensor | None, causal: bool) -> tuple[Tensor, TokenGraph]:
@@ -126,11 +126,11 @@ class TimmFace(nn.Module):
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
         """Images and patches of another size: patch weights, positions and graph follow."""
-        before = self.patch_embed.grid_size
-        self.patch_embed.set_input_size(img_size, patch_size)
-        after = self.patch_embed.grid_size
+        before, after = self.patch_embed.grid_size, self.patch_embed.grid_for(img_size, patch_size)
+        graph = self.token_graph(*after)  # says what is wrong with it while nothing has changed
         self._graphs.clear()
-        self.token_graph(*after)
+        self._graphs[after] = graph
+        self.patch_embed.set_input_size(img_size, patch_size)
         if self.pos_embed is not None and before != after:
             positions = resize_positions(self.pos_embed.detach(), before, after, self._positioned_prefix)
             self.pos_embed = nn.Parameter(positions, requires_grad=self.pos_embed.requires_grad)

@@ -65,6 +65,18 @@ class PrunedVisionTransformer(VisionTransformer):
             raise ArgumentError("a mask over all tokens does not fit those that are left")
         return self.forward_tokens(x)[0]
 
+    def forward_intermediates(self, x: Tensor, *args: Any, **options: Any) -> Any:
+        """As :meth:`VisionTransformer.forward_intermediates`, where no patch is pruned.
+
+        Raises:
+            ArgumentError: If some are: what is left is no image of patches.
+        """
+        if self.token_keep < 1.0:
+            raise ArgumentError(
+                f"forward_intermediates needs all patches, token_keep=1.0, got {self.token_keep}; see forward_tokens"
+            )
+        return super().forward_intermediates(x, *args, **options)
+
     def forward_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the tokens that are left, and which they are.
 
@@ -79,7 +91,7 @@ class PrunedVisionTransformer(VisionTransformer):
             attention = block.attn
             before, pruned = rows, kept.shape[1] < prefix + patches
             options = {"tokens": kept} if pruned and isinstance(attention, Sparsifiner) else {}
-            rows = block(rows, graph, **options)
+            rows = self._run(block, rows, graph, **options)
             if number in self.prune_after and self.token_keep < 1.0:
                 share = self.token_keep ** (self.prune_after.index(number) + 1)
                 count = count_kept(patches, share, minimum=0)

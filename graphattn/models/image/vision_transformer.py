@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph, patterns
+from graphattn.graph.csr import lasting
 from graphattn.models.image._initial import draw_parameters
 from graphattn.models.image._timm import TimmFace, check_pool
-from graphattn.models.parts import make_mechanism
+from graphattn.models.parts import checkpointed, make_mechanism
 from graphattn.models.patches import GraphRule, PatchEmbed, patch_graph, resize_positions
 from graphattn.nn import PreNormBlock
 
@@ -198,16 +198,17 @@ class VisionTransformer(TimmFace):
         size = (rows if height is None else height, columns if width is None else width)
         graph = self._graphs.get(size)
         if graph is None:
-            graph = patch_graph(self.graph_rule, *size, self.num_prefix_tokens, self.graph_options)
+            with lasting():
+                graph = patch_graph(self.graph_rule, *size, self.num_prefix_tokens, self.graph_options)
             self._graphs[size] = graph
         return graph
 
     # --- parts --------------------------------------------------------------------------------------------
 
-    def _run(self, block: nn.Module, x: Tensor, graph: TokenGraph) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, graph: TokenGraph, **options: Any) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, graph, use_reentrant=False)
-        return block(x, graph)
+            return checkpointed(block, x, graph, **options)
+        return block(x, graph, **options)
 
     def _tokens(self, images: Tensor, mask: Tensor | None, causal: bool) -> tuple[Tensor, TokenGraph]:
         """Token rows before the first block, and the graph they are on."""
@@ -227,7 +228,8 @@ class VisionTransformer(TimmFace):
             rows = rows + resize_positions(self.pos_embed, self.patch_embed.grid_size, grid, self.num_prefix_tokens)
         graph = self.token_graph(*grid)
         if graph.device != rows.device:
-            graph = self._graphs[grid] = graph.to(rows.device)
+            with lasting():
+                graph = self._graphs[grid] = graph.to(rows.device)
         if mask is not None:
             graph = graph & TokenGraph.from_adj_t(mask)
         if causal:
