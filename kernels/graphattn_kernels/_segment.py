@@ -73,7 +73,7 @@ def weighted_sum(weights: Tensor, values: Tensor, view: View) -> Tensor:
     offsets = torch.cat([begin.flatten(), begin.new_tensor([heads * view.num_edges])])
     out = embedding_bag(
         index.flatten(),
-        values.detach().view(-1, channels),
+        values.detach().flatten(0, 1),
         offsets,
         mode="sum",
         per_sample_weights=weights.T.flatten(),

@@ -57,6 +57,15 @@ def test_spmm(structure: Structure, draw: Draw, tail: tuple[int, ...]) -> None:
         assert_backends_equal(lambda w, x, backend, graph=graph: spmm(graph, w, x, backend=backend), weights, values)
 
 
+def test_rows_without_channels(structure: Structure, draw: Draw) -> None:
+    q, k, v = (
+        draw(structure.num_targets, HEADS, D),
+        draw(structure.num_sources, HEADS, D),
+        draw(structure.num_sources, HEADS, 0),
+    )
+    assert_backends_equal(lambda q, k, v, backend: csr_attention(structure, q, k, v, backend=backend)[0], q, k, v)
+
+
 def test_segment_softmax(structure: Structure, draw: Draw) -> None:
     scores = 3 * draw(structure.num_edges, HEADS)
     assert_backends_equal(lambda s, backend: segment_softmax(structure, s, backend=backend), scores)
