@@ -23,7 +23,7 @@ _EPILOG = """examples:
   graphattn fit --config experiments/pattern/small.yaml --trainer.max_epochs=5 --seed_everything=1
   graphattn fit --config runs/pattern-small/seed_41/config.yaml --ckpt_path last      (resume)
   graphattn test --config runs/pattern-small/seed_41/config.yaml --ckpt_path best
-  graphattn predict --config runs/horses/seed_0/config.yaml --ckpt_path best --images photos --out pictures
+  graphattn predict --config runs/connnet-horses/seed_0/config.yaml --ckpt_path best --images photos
   graphattn leaderboard --config experiments/ogb/molhiv.yaml --seeds 10             (the same again goes on)
   graphattn fit --help                                                              (all options)
   graphattn list datasets

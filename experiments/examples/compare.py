@@ -1,7 +1,7 @@
 """Every example with PyG's layers and with ours: one import swapped, the same parameters and seeds.
 
     python -m experiments.examples.compare                      # all, on the GPU where there is one
-    python -m experiments.examples.compare --device cpu cora-gat zinc
+    python -m experiments.examples.compare --device cpu cora-gat zinc-gps
     python -m experiments.examples.compare --quick              # very short training
     python -m experiments.examples.compare --seeds 0            # no training: time and memory alone
     python -m experiments.examples.compare --quick --synthetic  # on generated data: does everything run?

@@ -29,7 +29,8 @@ SUBCOMMANDS = {
     "fit": "Train a model, then test its last and its best checkpoint.",
     "validate": "Score a checkpoint on the validation split.",
     "test": "Score a checkpoint on the test split.",
-    "predict": "Write a checkpoint's raw outputs on the test split to predictions.npz.",
+    "predict": "Write a checkpoint's raw outputs on the test split to predictions.npz. With --images FOLDER "
+    "(and --out FOLDER, --on_error stop or skip, --max_side N): pictures of a segmentation of each photograph instead.",
 }
 
 
