@@ -17,6 +17,7 @@ from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import check
 from graphattn.graph.csr import Csr
 from graphattn.graph.dgl_graphs import from_dgl, to_dgl
+from graphattn.graph.edges import in_members
 from graphattn.graph.matrix import (
     from_adj_t,
     is_matrix,
@@ -179,13 +180,7 @@ def _with_members(graph: TokenGraph, ptr: Tensor, validate: bool) -> TokenGraph:
     if validate:
         check.check_ptrs(ptr, ptr, graph.num_targets, graph.num_sources, graph.device)
         check.check_members(graph.edge_index, ptr, ptr)
-    return TokenGraph(
-        graph.csr,
-        num_targets=graph.num_targets,
-        num_sources=graph.num_sources,
-        target_ptr=ptr,
-        source_ptr=ptr,
-    )
+    return in_members(graph, ptr, ptr)
 
 
 def _check_sizes(
