@@ -126,7 +126,7 @@ def make(
         transform,
         pre_transform,
         force_reload,
-        split_index=split_index if split == "geom-gcn" else None,
+        split_index=split_index if split == "geom-gcn" else split_index or None,  # 0: the only one
         num_train_per_class=num_train_per_class,
         num_val=num_val,
         num_test=num_test,

@@ -122,10 +122,12 @@ class AttentionConv(MessageAttention):
 
     def _nodes(self, x: Any, size: tuple[int, int] | None) -> tuple[Tensor, Tensor | None, int]:
         """Features of sources and targets, and the number of targets."""
-        if size is not None and self.flow == "target_to_source":  # PyG: in the order of the rows of edge_index
-            size = (size[1], size[0])
-        x_source, x_target = node_features(x, self._node_widths, size)
+        x_source, x_target = node_features(x, self._node_widths, self._by_end(size))
         return x_source, x_target, x_target.shape[0]
+
+    def _by_end(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        """The numbers of sources and targets; PyG's ``size`` is in the order of the rows of ``edge_index``."""
+        return size if size is None or self.flow == "source_to_target" else (size[1], size[0])
 
     @property
     def _node_widths(self) -> tuple[int, int]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from graphattn.conv._remembered import remembered
 from graphattn.errors import ArgumentError, ArgumentTypeError
@@ -15,11 +16,13 @@ from graphattn.graph.matrix import is_matrix
 
 __all__ = [
     "Edges",
+    "asks_for_batch",
     "check_device",
     "check_features",
     "edge_features",
     "edges_of",
     "is_edge_index",
+    "knows_members",
     "node_features",
     "token_graph",
 ]
@@ -181,3 +184,13 @@ def edge_features(edge_attr: Any, edge_index: Any, num_edges: int, width: int | 
 def is_edge_index(value: Any) -> bool:
     """Whether it is ``[2, E]`` and no matrix, boolean mask or graph."""
     return isinstance(value, Tensor) and value.layout == torch.strided and value.dtype != torch.bool
+
+
+def asks_for_batch(layer: nn.Module) -> bool:
+    """Whether its forward takes ``batch``, the graph of each node."""
+    return "batch" in inspect.signature(layer.forward).parameters
+
+
+def knows_members(edge_index: Any) -> bool:
+    """Whether it is a graph that says itself which nodes are one graph."""
+    return isinstance(edge_index, TokenGraph) and edge_index.target_ptr is not None

@@ -98,8 +98,8 @@ def with_members(graph: TokenGraph, batch: Tensor | tuple[Tensor, Tensor]) -> To
             raise ArgumentError(f"batch must have an entry for each of {size} {name}, got {list(x.shape)}")
 
     def make() -> TokenGraph:
-        if any(bool((x.diff() < 0).any()) for x in pair):
-            raise ArgumentError("batch must ascend (PyG's batches do); sort the nodes by their graph first")
+        if any(bool((x.diff(prepend=x.new_zeros(1)) < 0).any()) for x in pair):
+            raise ArgumentError("batch must ascend from 0 (PyG's batches do); sort the nodes by their graph first")
         count = max((int(x[-1]) + 1 for x in pair if x.numel()), default=1)
         source_ptr, target_ptr = (batch_ptr(x, count) for x in pair)
         if pair[0] is pair[1]:

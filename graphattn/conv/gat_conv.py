@@ -175,6 +175,7 @@ class GATConv(AdditiveConv):
     def _nodes(self, x: Any, size: tuple[int, int] | None) -> tuple[Tensor, Tensor | None, int]:
         if not isinstance(x, (tuple, list)) or len(x) != 2 or x[1] is not None:
             return super()._nodes(x, size)
+        size = self._by_end(size)
         x_source, _ = node_features(x, self._node_widths, size, need_targets=False)
         return x_source, None, x_source.shape[0] if size is None or size[1] is None else size[1]
 

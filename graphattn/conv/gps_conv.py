@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graphattn.conv._inputs import asks_for_batch, knows_members
 from graphattn.conv._remembered import remembered
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph, patterns
@@ -37,7 +38,8 @@ class GPSConv(nn.Module):
 
     Args:
         channels: Features of a node, in and out.
-        conv: Any local layer, called as ``conv(x, edge_index, **kwargs)``; ``None``: none.
+        conv: Any local layer, called as ``conv(x, edge_index, **kwargs)``, and with ``batch`` where it takes that;
+            ``None``: none.
         heads: Attention heads.
         dropout: On the outputs of both parts and inside the MLP.
         act: Activation of the MLP, as PyG resolves it.
@@ -68,6 +70,7 @@ class GPSConv(nn.Module):
     ) -> None:
         super().__init__()
         self.channels, self.conv, self.heads, self.dropout = channels, conv, heads, dropout
+        self._conv_with_batch = conv is not None and asks_for_batch(conv)
         self.attn_type = attn_type if isinstance(attn_type, str) else type(attn_type).__name__
         self.attn = _mechanism(attn_type, channels, heads, dict(attn_kwargs or {}))
         self.mlp = nn.Sequential(
@@ -118,6 +121,8 @@ class GPSConv(nn.Module):
         """
         found = []
         if self.conv is not None:
+            if self._conv_with_batch and not knows_members(edge_index):
+                kwargs["batch"] = batch
             h = F.dropout(self.conv(x, edge_index, **kwargs), self.dropout, self.training)
             found.append(self._normalise(self.norm1, h + x, batch))
         graph = complete_graphs(x, batch) if attn_graph is None else attn_graph

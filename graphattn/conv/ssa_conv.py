@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphattn.conv._inputs import asks_for_batch, is_edge_index, knows_members
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
-from graphattn.graph.convert import as_token_graph
+from graphattn.graph.convert import as_token_graph, sparse_values
 from graphattn.graph.csr import batch_ptr
 from graphattn.mechanisms.ssa import Subsampled
 
@@ -66,6 +67,7 @@ class SSAConv(Subsampled):
         if not isinstance(conv, nn.Module):
             raise ArgumentTypeError(f"conv must be a layer, got {type(conv).__name__}")
         self.conv = conv
+        self._conv_with_batch = asks_for_batch(conv)
 
     def reset_parameters(self) -> None:
         """Draw all learnable parameters of the layer anew."""
@@ -84,27 +86,48 @@ class SSAConv(Subsampled):
 
         Args:
             x: ``[N, C]``, or a pair for sources and targets.
-            edge_index: ``[2, E]``, a :class:`~graphattn.TokenGraph`, or what else :mod:`graphattn.conv` takes.
+            edge_index: ``[2, E]``, a :class:`~graphattn.TokenGraph`, or what else :mod:`graphattn.conv` takes. Of a
+                sparse matrix with values the layer gets a part, as CSR.
             edge_attr: A row for each edge.
-            batch: int64 ``[N]``, the graph of each node, ascending, so that each graph has its own draw.
+            batch: int64 ``[N]``, the graph of each node, ascending, so that each graph has its own draw; also for the
+                layer, where it takes that.
             **options: Further arguments of the layer.
 
         Raises:
             ArgumentError: If shapes do not fit.
         """
-        given = (edge_index,) if edge_attr is None else (edge_index, edge_attr)
         if not self.draws:
-            return self.conv(x, *given, **options)
+            kept, rows = edge_index, edge_attr
+        else:
+            kept, rows = self._part(x, edge_index, edge_attr, batch)
+        if self._conv_with_batch and not knows_members(kept):
+            options["batch"] = batch
+        return self.conv(x, kept, **options) if rows is None else self.conv(x, kept, rows, **options)
+
+    def _part(self, x: Any, edge_index: Any, edge_attr: Tensor | None, batch: Tensor | None) -> tuple[Any, Any]:
+        """The edges that were drawn, in the form in which they were given, and their rows."""
         sources, targets = (x, x) if isinstance(x, Tensor) else x
         count = sources.shape[0]
         to = count if targets is None else targets.shape[0]
-        graph = as_token_graph(edge_index, num_targets=to, num_sources=count, ptr=_ptr(batch, count))
-        drawn = self.draw(graph, edges=edge_attr is not None)
-        kept: Any = drawn.graph if isinstance(edge_index, TokenGraph) else drawn.graph.edge_index
-        if edge_attr is None:
-            return self.conv(x, kept, **options)
+        turned = is_edge_index(edge_index) and getattr(self.conv, "flow", None) == "target_to_source"
+        given = edge_index.flip(0) if turned else edge_index
+        graph = as_token_graph(given, num_targets=to, num_sources=count, ptr=_ptr(batch, count))
+        values = sparse_values(edge_index) if edge_attr is None else edge_attr
+        if values is not None and values.shape[:1] != (graph.num_edges,):
+            raise ArgumentError(
+                f"edge_attr must have a row for each of {graph.num_edges} edges, got {list(values.shape)}"
+            )
+        drawn = self.draw(graph, edges=values is not None)
+        part: Any = drawn.graph
+        if not isinstance(edge_index, TokenGraph):
+            part = part.edge_index.flip(0) if turned else part.edge_index
+        if values is None:
+            return part, None
         assert drawn.edge is not None
-        return self.conv(x, kept, edge_attr.index_select(0, drawn.edge), **options)
+        rows = values.index_select(0, drawn.edge)
+        if edge_attr is None and rows.dim() == 1:  # what values are is for the layer to say, as of the whole matrix
+            return drawn.graph.to_torch_sparse(rows), None
+        return part, rows
 
 
 def _ptr(batch: Tensor | None, count: int) -> Tensor | None:

@@ -41,6 +41,9 @@ def best_edges(
     rowptr, row, edge_id, edges = graph.rowptr.long(), graph.row.long(), graph.edge_id, graph.num_edges
     order = torch.arange(edges, device=graph.device) if edge_id is None else edge_id.long()
     scores = scores[:, order]
+    own = graph.col.long() == row
+    if keep_self:  # they take no place from others
+        scores = scores.masked_fill(own, float("-inf"))
     if threshold is not None:
         chosen = scores > threshold
     else:
@@ -50,7 +53,7 @@ def best_edges(
         rank = torch.arange(edges, device=graph.device) - rowptr[row]
         chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, (rank < count[row]).expand_as(best))
     if keep_self:
-        chosen = chosen | (graph.col.long() == row)
+        chosen = chosen | own
     if full_rows:
         begin = 0 if graph.target_ptr is None else graph.target_ptr.long()[graph.target_batch[row]]
         chosen = chosen | (row - begin < full_rows)

@@ -118,11 +118,13 @@ def check_copies(x: Tensor, graph: TokenGraph) -> None:
 
 
 def check_edge(edge: Tensor | None, layer: nn.Linear | None) -> None:
-    """Raise unless there are edge rows where the mechanism has a layer for them, and only there."""
+    """Raise unless there are edge rows as wide as its layer takes where the mechanism has one, and only there."""
     if (edge is None) != (layer is None):
         made = "without" if layer is None else f"with edge_width={layer.in_features}, so edge is needed;"
         got = None if edge is None else list(edge.shape)
         raise ArgumentError(f"this mechanism was made {made} edge rows, got edge={got}")
+    if edge is not None and layer is not None and (edge.dim() < 2 or edge.shape[-1] != layer.in_features):
+        raise ArgumentError(f"edge must be [..., E, {layer.in_features}], got {list(edge.shape)}")
 
 
 def drop_seed(module: nn.Module, p: float, like: Tensor) -> tuple[float, Tensor | None]:

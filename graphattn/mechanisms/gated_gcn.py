@@ -57,9 +57,10 @@ class GatedGCN(Mechanism):
         """See :meth:`Mechanism.forward`."""
         check_rows(x, graph, self.width)
         check_copies(x, graph)
-        if (edge is None) != (self.edge is None):
-            needed = None if self.edge is None else f"[{graph.num_edges}, {self.edge.in_features}]"
-            raise ArgumentError(f"edge must be {needed}, got {None if edge is None else list(edge.shape)}")
+        needed = None if self.edge is None else [graph.num_edges, self.edge.in_features]
+        given = None if edge is None else list(edge.shape)
+        if given != needed:
+            raise ArgumentError(f"edge must be {needed}, got {given}")
         structure, on = graph.structure, {"backend": self.backend}
         if graph.leading:  # more tokens of one graph
             rows = x.flatten(0, 1).unsqueeze(1)

@@ -132,7 +132,6 @@ class Sparsifiner(Mechanism, LearnedChoice):
             self.predictor = ConnectivityPredictor(self.head_width, heads, **options)
         if selector == "random":
             self.register_buffer("seed", torch.randint(2**31, ()))
-            self.register_load_state_dict_pre_hook(lambda *arguments: self._fixed.clear())
         self._fixed: dict[tuple[int, torch.device], TokenGraph] = {}
         self._draw_in_projection()
 
@@ -143,6 +142,10 @@ class Sparsifiner(Mechanism, LearnedChoice):
             if part is not None:
                 part.reset_parameters()
         self._draw_in_projection()
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._fixed.clear()  # drawn from another seed
+        super()._load_from_state_dict(*args)
 
     def forward(
         self,
@@ -170,6 +173,8 @@ class Sparsifiner(Mechanism, LearnedChoice):
             raise ArgumentError(f"graph must be square, keys and values of earlier tokens cannot be kept; got {graph}")
         check_copies(x, graph)
         check_edge(edge, self.edge)
+        if edge is not None and edge.shape[:-1] != (graph.num_edges,):
+            raise ArgumentError(f"edge must be [{graph.num_edges}, {edge.shape[-1]}], got {list(edge.shape)}")
         if self.predictor is not None and graph.known_causal:
             raise ArgumentError(
                 "graph must not be causal with selector='predictor': its landmarks are sums over all tokens, so the "

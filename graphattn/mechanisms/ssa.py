@@ -145,6 +145,8 @@ class SSA(Subsampled, Mechanism):
         check_call(x, graph)
         if x.dim() < 2 or x.shape[-2] != graph.num_targets:
             raise ArgumentError(f"x must be [..., {graph.num_targets}, width], tokens and width, got {list(x.shape)}")
+        if edge is not None and (edge.dim() < 2 or edge.shape[-2] != graph.num_edges):
+            raise ArgumentError(f"edge must be [..., {graph.num_edges}, width], got {list(edge.shape)}")
         shared = x.shape[:-2] if not graph.leading else ()  # dimensions that share the graph, each to get its own
         if len(shared) > 1 and "transform" in options:
             raise ArgumentError(f"with transform=, x must be [B, N, width] or [N, width], got {list(x.shape)}")

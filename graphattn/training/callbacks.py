@@ -136,6 +136,7 @@ class History(Callback):
         self.rows: list[dict[str, float]] = []
         self._start = 0.0
         self._rate = 0.0
+        self._validated = False
 
     @property
     def seconds(self) -> float:
@@ -144,12 +145,18 @@ class History(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and note the learning rate of this epoch."""
+        self._validated = False
         self._start = time.perf_counter()
         self._rate = float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else math.nan
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember that this epoch has figures of its own."""
+        self._validated = True
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add the row of this epoch."""
-        figures = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        """Add the row of this epoch; Lightning keeps the figures of the last validation, however long ago it was."""
+        found = sorted(trainer.callback_metrics.items())
+        figures = {name: float(x) for name, x in found if self._validated or not name.startswith("val/")}
         seconds = time.perf_counter() - self._start
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": self._rate, "seconds": seconds}
         self.rows.append({**row, **figures})

@@ -189,6 +189,8 @@ def _how_to_resume(cli: TrainingCLI) -> str:
 
 
 def _write_predictions(outputs: list[Any], path: Path) -> None:
+    if len({output.shape[1:] for output in outputs}) > 1:
+        raise ConfigError("the outputs are of several sizes and fit into no one array; of photographs use --images")
     values = torch.cat(outputs).numpy() if outputs else np.zeros((0,))
     write_atomically(path, lambda file: np.savez(file, prediction=values))
     _say(f"{path}: prediction {tuple(values.shape)}")

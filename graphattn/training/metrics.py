@@ -14,11 +14,12 @@ __all__ = ["Accuracy", "BalancedAccuracy", "BatchMeanBalancedAccuracy", "TaskMea
 
 
 def _class_counts(scores: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Right answers, targets and predictions of each class, long ``[num_classes]``, without waiting for the device."""
+    """Right answers, targets and predictions of each class, long ``[num_classes]``, without waiting for the device.
+    Rows whose target is negative have none and count nowhere."""
     predicted = scores.argmax(-1)
-    zero, one = torch.zeros(num_classes, dtype=torch.long, device=target.device), torch.ones_like(target)
-    right = zero.scatter_add(0, target, (predicted == target).long())
-    return right, zero.scatter_add(0, target, one), zero.scatter_add(0, predicted, one)
+    zero, one = torch.zeros(num_classes, dtype=torch.long, device=target.device), (target >= 0).long()
+    right, target = (predicted == target).long(), target.clamp(min=0)
+    return zero.scatter_add(0, target, right), zero.scatter_add(0, target, one), zero.scatter_add(0, predicted, one)
 
 
 def _mean_recall(right: Tensor, total: Tensor, counted: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ class WeightedMean(Metric):
 
 
 class Accuracy(Metric):
-    """Share of right answers, in per cent; takes scores ``[N, C]`` and targets long ``[N]``."""
+    """Share of right answers, in per cent; takes scores ``[N, C]`` and targets long ``[N]``, -100 for none."""
 
     full_state_update = False
     higher_is_better = True
@@ -70,7 +71,7 @@ class Accuracy(Metric):
     def update(self, scores: Tensor, target: Tensor) -> None:
         """Add a batch."""
         self.right += (scores.argmax(-1) == target).sum()
-        self.total += target.numel()
+        self.total += (target >= 0).sum()
 
     def compute(self) -> Tensor:
         """The figure over all batches since the last reset."""
@@ -81,7 +82,7 @@ class BalancedAccuracy(Metric):
     """Mean recall over classes, counted once over the whole split, in per cent (the SBM metric).
 
     Args:
-        num_classes: Number of classes; scores are ``[N, num_classes]``, targets long ``[N]``.
+        num_classes: Number of classes; scores are ``[N, num_classes]``, targets long ``[N]``, -100 for none.
     """
 
     full_state_update = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import Tensor
@@ -24,7 +25,7 @@ class WarmupCosine(LRScheduler):
         optimizer: The optimizer whose learning rates are multiplied by :math:`f`.
         warmup_epochs: :math:`W`.
         max_epochs: :math:`E`; ``None`` takes the trainer's ``max_epochs``.
-        min_factor: :math:`f_{min}`, the last factor.
+        min_factor: :math:`f_{min}`, the factor from epoch :math:`E` on.
         last_epoch: Index of the last epoch when resuming, ``-1`` to start.
 
     Raises:
@@ -59,6 +60,14 @@ class WarmupCosine(LRScheduler):
         length = max(1, self.max_epochs - self.warmup_epochs)
         progress = min(1.0, (epoch - self.warmup_epochs) / length)
         return self.min_factor + (1 - self.min_factor) * (1 + math.cos(math.pi * progress)) / 2
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state. The end is the one that is asked for now: a run may be resumed to train for longer."""
+        end = state_dict["max_epochs"] if self.max_epochs is None else self.max_epochs
+        super().load_state_dict({**state_dict, "max_epochs": end})
+        if end != state_dict["max_epochs"]:
+            for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+                group["lr"] = rate
 
     def get_lr(self) -> list[float | Tensor]:
         """Learning rate of each parameter group for the current epoch."""

@@ -64,14 +64,15 @@ class AugmentSegmentation(BaseTransform):
         size = data.get("size")
         size = [tuple(x.shape[-2:])] * x.shape[0] if size is None else size
         crop = tuple(self.crop or x.shape[-2:])
-        grid = self._grid(torch.tensor(size, device=x.device), crop, x.shape[-2:])
+        grid, inside = self._grid(torch.tensor(size, device=x.device), crop, x.shape[-2:])
         moved = F.grid_sample(x.float(), grid, mode="bilinear", align_corners=False).to(x.dtype)
         labels = F.grid_sample((y + 1).unsqueeze(1).float(), grid, mode="nearest", align_corners=False)
         labels = labels.squeeze(1).round().long() - 1
-        return {**data, "x": self._coloured(moved), "y": labels, "size": [crop] * x.shape[0]}
+        return {**data, "x": self._coloured(moved, inside.unsqueeze(1)), "y": labels, "size": [crop] * x.shape[0]}
 
-    def _grid(self, size: Tensor, crop: tuple[int, ...], whole: torch.Size) -> Tensor:
-        """Where in the batch each pixel of the result is read, ``[B, h, w, 2]``, x first, in -1..1."""
+    def _grid(self, size: Tensor, crop: tuple[int, ...], whole: torch.Size) -> tuple[Tensor, Tensor]:
+        """Where in the batch each pixel of the result is read, ``[B, h, w, 2]``, x first, in -1..1; and which are of
+        the photograph, bool ``[B, h, w]``."""
         count, device = size.shape[0], size.device
         low, high = self.scale
         zoom = low + (high - low) * torch.rand(count, device=device)
@@ -93,17 +94,20 @@ class AugmentSegmentation(BaseTransform):
         zoomed = zoom.view(-1, 1, 1)
         source_y = (cosine * y - sine * x) / zoomed + centre[:, :1, None]
         source_x = (sine * y + cosine * x) / zoomed + centre[:, 1:, None]
-        return torch.stack([2 * source_x / whole[1] - 1, 2 * source_y / whole[0] - 1], dim=-1)
+        inside = (source_y > 0) & (source_y < size[:, :1, None]) & (source_x > 0) & (source_x < size[:, 1:, None])
+        return torch.stack([2 * source_x / whole[1] - 1, 2 * source_y / whole[0] - 1], dim=-1), inside
 
-    def _coloured(self, x: Tensor) -> Tensor:
+    def _coloured(self, x: Tensor, inside: Tensor) -> Tensor:
         count, channels = x.shape[:2]
 
         def draw(most: float, *shape: int) -> Tensor:
             return (2 * torch.rand(count, *shape, 1, 1, device=x.device) - 1) * most
 
         if self.contrast:
-            mean = x.mean((1, 2, 3), keepdim=True)
+            pixels = channels * inside.sum((1, 2, 3), keepdim=True).clamp(min=1)
+            mean = x.where(inside, 0.0).sum((1, 2, 3), keepdim=True) / pixels
             x = mean + (x - mean) * (1 + draw(self.contrast, 1))
         if self.brightness:
             x = x + draw(self.brightness, 1)
-        return x + draw(self.colour, channels) if self.colour else x
+        x = x + draw(self.colour, channels) if self.colour else x
+        return x.where(inside, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.cli import ReduceLROnPlateau as LightningPlateau
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchPlateau
 from torch_geometric.transforms import BaseTransform
@@ -81,7 +83,7 @@ class GraphTask(LightningModule):
 
     def terms(self, target: Tensor) -> Tensor | int:
         """How many terms the loss is the mean of (labelled ones); by it the losses of several devices are weighed."""
-        return (~target.isnan()).sum() if target.is_floating_point() else num_rows(target)
+        return (~target.isnan() if target.is_floating_point() else target >= 0).sum()
 
     def add_metrics(self, metric: str, mode: str, make: Mapping[str, type[Metric] | Any]) -> None:
         """Set the metrics of all stages.
@@ -219,7 +221,9 @@ class GraphTask(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer and, if asked for, the schedule."""
-        optimizer = self.optimizer(self.parameters())
+        return self._scheduled(self.optimizer(self.parameters()))
+
+    def _scheduled(self, optimizer: Optimizer) -> Any:
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
@@ -229,6 +233,7 @@ class GraphTask(LightningModule):
         config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
         if isinstance(scheduler, TorchPlateau):
             config["monitor"] = scheduler.monitor if isinstance(scheduler, LightningPlateau) else "val/loss"
+            config["frequency"] = sys.maxsize  # never by Lightning, which asks for its monitor in epochs that have none
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def on_validation_epoch_end(self) -> None:

@@ -137,6 +137,16 @@ def test_the_flow_turns_edges_only(kind: type, loops: bool, sample: Any) -> None
     assert torch.equal(edges, listed.flip(0))
 
 
+@pytest.mark.parametrize("loops", [False, True])
+def test_the_flow_turns_the_size_of_targets_without_features(loops: bool, sample: Any) -> None:
+    s = sample(5, targets=8)
+    straight = GATConv((6, 3), CHANNELS, add_self_loops=loops).double()
+    turned = GATConv((6, 3), CHANNELS, add_self_loops=loops, flow="target_to_source").double()
+    turned.load_state_dict(straight.state_dict())
+    expected = straight((s.x, None), s.edge_index, size=(5, 8))
+    torch.testing.assert_close(turned((s.x, None), s.edge_index.flip(0), size=(8, 5)), expected)
+
+
 @pytest.mark.parametrize("size", [None, (5, 5)])
 @pytest.mark.parametrize("loops", [False, True])
 def test_targets_of_gat_may_have_no_features(loops: bool, size: Any, sample: Any) -> None:

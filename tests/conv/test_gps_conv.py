@@ -18,7 +18,7 @@ require_or_skip("pyg")
 
 from torch_geometric import nn as pyg  # noqa: E402
 
-from graphattn.conv import GPSConv  # noqa: E402
+from graphattn.conv import GPSConv, InfSAConv  # noqa: E402
 
 WIDTH, HEADS = 8, 2
 KINDS = ["multihead", "graph_transformer", "gated_gcn"]
@@ -256,3 +256,17 @@ def test_bad_inputs() -> None:
     module = MECHANISMS.get("multihead")(WIDTH, 2)
     with pytest.raises(ArgumentError, match="attn_kwargs are for a mechanism given by name"):
         GPSConv(WIDTH, None, attn_type=module, attn_kwargs={"bias": False})
+
+
+@pytest.mark.parametrize("as_graph", [False, True])
+def test_a_local_layer_that_asks_for_the_graph_of_each_node_is_told(as_graph: bool) -> None:
+    data = Batch()
+    conv = GPSConv(WIDTH, InfSAConv(WIDTH, WIDTH // HEADS, heads=HEADS), heads=HEADS, norm=None).double().eval()
+    graph = TokenGraph.from_edge_index(data.edge_index, ptr=data.ptr)
+    out = conv(data.x, graph if as_graph else data.edge_index, data.batch)
+    at = data.batch[data.edge_index[1]]
+    own = [
+        conv(rows, data.edge_index[:, at == number] - data.ptr[number])
+        for number, rows in enumerate(data.x.split(data.sizes))
+    ]
+    torch.testing.assert_close(out, torch.cat(own))

@@ -116,6 +116,8 @@ def test_a_batch_is_its_members(hops: int | None, sample: Any) -> None:
         conv(*given, batch=batch.batch[:5])
     with pytest.raises(ArgumentError, match="batch must ascend"):
         conv(*given, batch=batch.batch.flip(0))
+    with pytest.raises(ArgumentError, match="batch must ascend from 0"):
+        conv(*given, batch=batch.batch - 1)
     with pytest.raises(ArgumentError, match="no edge may join two members"):
         conv(*given, batch=torch.arange(13) // 3)
     with pytest.raises(ArgumentTypeError, match="batch must be an int64 tensor"):

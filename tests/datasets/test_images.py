@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +172,15 @@ def test_cifar_from_jpegs_is_decoded_once(place: Path, monkeypatch: pytest.Monke
     assert test.exactness == "JPEG at quality 75" and torch.equal(test.labels, torch.arange(5))
     expected = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
     assert int((test.images.int() - expected.int()).abs().max()) <= 3
-    monkeypatch.setattr(image, "open", None)
-    assert torch.equal(load_dataset("cifar10", split="test").images, test.images)
+    with monkeypatch.context() as patch:
+        patch.setattr(image, "open", None)
+        assert torch.equal(load_dataset("cifar10", split="test").images, test.images)
+    labels = np.arange(5, 10, dtype=np.uint8)
+    np.savez(folder / "test.npz", jpeg_bytes=np.concatenate(streams), offsets=ends, labels=labels)
+    later = time.time_ns() + 10**9
+    os.utime(folder / "test.npz", ns=(later, later))
+    assert load_dataset("cifar10", split="test").labels.tolist() == labels.tolist()  # another file came
+    os.utime(folder / "test.npz", ns=(0, 0))
     (copy,) = (place / "cache").rglob("test.npz")
     copy.write_bytes(b"PK")
     with pytest.raises(DataError, match="truncated or corrupt"):

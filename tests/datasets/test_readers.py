@@ -233,6 +233,8 @@ def test_bad_arguments_are_named(raw):
         load_dataset("cora", split="train")
     with pytest.raises(ArgumentError, match="split_index must be None"):
         Planetoid(name="cora", split_index=1)
+    with pytest.raises(ArgumentError, match="split_index must be None"):
+        load_dataset("cora", split_index=1)
     with pytest.raises(ArgumentError, match=r"fold must be an integer in 0\.\.9"):
         load_dataset("mutag", fold=10)
     with pytest.raises(ArgumentError, match="needs fold"):

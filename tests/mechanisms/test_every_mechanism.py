@@ -138,6 +138,22 @@ def test_bad_arguments(name: str) -> None:
         module(torch.zeros(graph.num_tokens, WIDTH + 1), graph)
 
 
+@EVERY
+@pytest.mark.parametrize("training", [True, False])
+def test_edge_rows_that_do_not_fit_are_told(name: str, training: bool) -> None:
+    make = MECHANISMS.get(name)
+    try:
+        module = make(WIDTH, HEADS, WIDTH).train(training)
+    except ArgumentError:
+        return  # takes no edge rows
+    for graph in (random_graph(1, "sparse"), patterns.complete(5)):
+        x, edges = torch.randn(graph.num_tokens, WIDTH), graph.num_edges
+        module(x, graph, torch.randn(edges, WIDTH))
+        for rows, width in ((edges - 1, WIDTH), (edges + 1, WIDTH), (edges, WIDTH + 1)):
+            with pytest.raises(ArgumentError, match="edge"):
+                module(x, graph, torch.randn(rows, width))
+
+
 def test_the_list() -> None:
     assert list_mechanisms() == MECHANISMS.names() == sorted(MECHANISMS.names())
     assert "graph_transformer" in list_mechanisms()

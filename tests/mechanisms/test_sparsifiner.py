@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -427,6 +429,24 @@ def test_random_graphs_are_drawn_once_and_come_with_the_weights() -> None:
     assert (mask_of(first, x) != mask_of(second, x)).any()
     second.load_state_dict(first.state_dict())
     assert torch.equal(mask_of(first, x), mask_of(second, x))
+
+
+def test_random_graphs_follow_the_weights_of_copies() -> None:
+    x, other = rows(BATCH), Sparsifiner(WIDTH, HEADS, prefix_tokens=1, selector="random").double()
+    original = layer("random")
+    original(x, patterns.complete(N))
+    for found in (copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
+        assert torch.equal(mask_of(found, x), mask_of(original, x))
+        found.load_state_dict(other.state_dict())
+        assert torch.equal(mask_of(found, x), mask_of(other, x))
+
+
+@learned
+def test_an_own_edge_takes_no_place_from_others(form: str) -> None:
+    """Of all pairs, and of the same pairs as edges."""
+    module, complete = layer(form, keys=3, keep_self=True), patterns.complete(N)
+    edges = TokenGraph.from_edge_index(complete.edge_index, N)
+    torch.testing.assert_close(module(rows(), edges)[0], module(rows(), complete)[0])
 
 
 def test_bad_arguments() -> None:

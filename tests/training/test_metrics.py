@@ -36,6 +36,15 @@ def test_balanced_accuracy_over_the_split_equals_the_function_and_not_the_mean_o
     assert abs(whole.compute() - mean.compute()) > 0.1
 
 
+def test_rows_without_a_label_count_nowhere():
+    scores, targets = (torch.cat(parts) for parts in batches())
+    labelled = torch.arange(len(targets)) % 3 > 0
+    for metric in (Accuracy(), BalancedAccuracy(4), BatchMeanBalancedAccuracy(4)):
+        expected = metric(scores[labelled], targets[labelled])
+        metric.reset()
+        assert torch.equal(metric(scores, targets.where(labelled, -100)), expected)
+
+
 def test_accuracy_counts_rows_not_batches():
     scores, targets = batches()
     metric = Accuracy()

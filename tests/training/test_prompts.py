@@ -89,6 +89,9 @@ def test_pairs_and_sets_with_masks(cane: Path, monkeypatch: pytest.MonkeyPatch) 
     masks.setup()
     assert seen == {"name": "squirrel_filtered", "root": None, "split_index": 4}
     assert len(masks.sets["train"]) == 7 and masks.graph is not None and masks.graph.classes == ("class 0", "class 1")
+    seen.clear()
+    PromptDataModule("ogbn-arxiv", fan_out=[2]).setup()
+    assert "split_index" not in seen  # which sets of one split do not know
     del data.train_mask
     with pytest.raises(ConfigError, match="needs a graph with masks"):
         PromptDataModule("squirrel_filtered").setup()

@@ -19,6 +19,7 @@ import yaml
 from graphattn.cli import main
 from graphattn.errors import CheckpointError, ConfigError, TrainingError
 from graphattn.training import load_checkpoint, run
+from graphattn.training.main import _write_predictions
 from graphattn.training.results import Results, read_results
 
 FOLDER = Path("runs/toy/seed_3")
@@ -174,6 +175,16 @@ def test_a_longer_run_goes_on_from_a_finished_one(write_config: Write):
     assert isinstance(results, Results) and results.epochs == 3 and len(rows(FOLDER)) == 3
 
 
+def test_epochs_without_validation_have_no_figures_of_it(write_config: Write):
+    config = write_config(trainer__max_epochs=4, trainer__check_val_every_n_epoch=3)
+    results = run("fit", ["--config", config])
+    assert [bool(row["val/loss"]) for row in rows(FOLDER)] == [False, False, True, False]
+    assert isinstance(results, Results) and results.best.epoch == 3 and results.best.val and not results.last.val
+    run("fit", ["--config", config, "--run.root=part", "--trainer.max_epochs=3"])
+    run("fit", ["--config", config, "--run.root=part", "--run.if_exists=resume"])
+    assert rows(Path("part/toy/seed_3")) == rows(FOLDER)
+
+
 def test_nan_stops_with_the_last_good_checkpoint(write_config: Write, monkeypatch: pytest.MonkeyPatch):
     config = write_config()
     monkeypatch.setenv("TOY_NAN_AT", "8")  # second epoch of five steps
@@ -213,3 +224,8 @@ def test_checkpoints_that_are_missing_or_bad(write_config: Write):
         run("test", ["--config", str(FOLDER / "config.yaml"), "--ckpt_path", "last"])
     with pytest.raises(CheckpointError, match="does not fit Net"):
         run("test", ["--config", str(FOLDER / "config.yaml"), "--ckpt_path", "best", "--model.model.width=4"])
+
+
+def test_outputs_of_several_sizes_are_told(tmp_path: Path):
+    with pytest.raises(ConfigError, match="of several sizes"):
+        _write_predictions([torch.zeros(2, 4, 5), torch.zeros(1, 4, 6)], tmp_path / "predictions.npz")

@@ -222,6 +222,12 @@ def test_clusters_train(data: Data):
     assert found["train/loss"].isfinite() and 0 <= float(found["val/accuracy"]) <= 100
 
 
+def test_clusters_without_a_training_node_train(data: Data):
+    data.train_mask[3:] = False  # most batches have none
+    found = fit(ClusterDataModule("one", 6, 1, seed=0), NodeClassification(Net()), epochs=2).callback_metrics
+    assert found["train/loss"].isfinite() and found["val/loss"].isfinite()
+
+
 @pytest.mark.parametrize("options", [{}, {"edge_vocab": EDGES}, {"constant_edges": True}, {"pe_dim": 2}])
 @pytest.mark.parametrize("batch_size", [1, 37, 1000])
 def test_layer_by_layer_equals_all_at_once(options: dict[str, Any], batch_size: int):

@@ -45,6 +45,16 @@ def test_state_continues_where_it_was():
     assert head + rates(second, 6) == pytest.approx(whole)
 
 
+@pytest.mark.parametrize("epochs", [4, 7])  # of the first part; 7: it was finished
+def test_a_longer_run_has_the_rates_of_its_own_length(epochs: int):
+    first = WarmupCosine(optimizer(), 2, 7)
+    rates(first, epochs)
+    second = WarmupCosine(optimizer(), 2, 12)
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.load_state_dict(first.state_dict())
+    assert rates(second, 12 - epochs) == pytest.approx(rates(WarmupCosine(optimizer(), 2, 12), 12)[epochs:])
+
+
 def test_errors():
     with pytest.raises(ArgumentError, match="warmup_epochs must be at least 0, got -1"):
         WarmupCosine(optimizer(), warmup_epochs=-1, max_epochs=3)

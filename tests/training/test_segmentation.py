@@ -155,6 +155,15 @@ def test_augmentation_of_colours_leaves_masks_alone() -> None:
         for before, after in zip(x, changed, strict=True):  # each channel: a factor and a shift
             pair = torch.stack([before.flatten(), after.flatten()])
             assert torch.corrcoef(pair)[0, 1] > 0.9999
+    larger = AugmentSegmentation(crop=[12, 12], brightness=0.5, contrast=0.5, colour=0.3)(
+        {**batch, "x": batch["x"] + 2}
+    )
+    beyond = (larger["y"] < 0).unsqueeze(1).expand_as(larger["x"])
+    assert beyond.any() and not larger["x"][beyond].any()  # still the mean, as padding has it
+    about_its_mean = AugmentSegmentation(crop=[12, 12], contrast=0.5)(
+        {"x": torch.ones_like(batch["x"]), "y": batch["y"]}
+    )
+    torch.testing.assert_close(about_its_mean["x"][~beyond], torch.ones(4 * 3 * 64))  # no contrast, nothing to change
     for options in ({"crop": [4]}, {"scale": (0.0, 1.0)}, {"contrast": 1.0}):
         with pytest.raises(ArgumentError):
             AugmentSegmentation(**options)
@@ -189,6 +198,9 @@ def test_losses_leave_out_what_has_no_label() -> None:
     classes = Segmentation(Fixed(cube[:, :3], "binary", 3))
     expected = F.cross_entropy(cube[:, :3], y, ignore_index=-1)
     torch.testing.assert_close(classes.loss(cube[:, :3], y), expected)
+    assert classes.loss(cube[:, :3], torch.full_like(y, -1)) == 0  # a crop without a label: no NaN
+    for task in (instances, binary, classes):
+        assert task.terms(y) == (y >= 0).sum()
 
     whole = y.clamp(min=0)
     for name in ("biconnet", "dconnnet"):

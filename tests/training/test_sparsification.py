@@ -19,6 +19,7 @@ from lightning.pytorch import Trainer  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
 from graphattn.models.image import PrunedVisionTransformer, VisionTransformer  # noqa: E402
+from graphattn.training import WarmupCosine  # noqa: E402
 from graphattn.training.tasks.sparsification import Sparsification, _cosine  # noqa: E402
 
 SMALL: dict[str, Any] = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 3}
@@ -38,8 +39,8 @@ def batches(count: int = 4) -> DataLoader:
     return DataLoader(sets, batch_size=None)  # type: ignore[arg-type]
 
 
-def fit(task: Sparsification, epochs: int) -> Trainer:
-    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+def fit(task: Sparsification, epochs: int | None, **options: Any) -> Trainer:
+    options |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(max_epochs=epochs, accelerator="cpu", enable_model_summary=False, limit_val_batches=0, **options)
     trainer.fit(task, batches())
     return trainer
@@ -75,6 +76,29 @@ def test_each_stage_trains_its_own_part() -> None:
     start = {key: value.clone() for key, value in whole.model.state_dict().items()}
     fit(whole, 3)
     assert moved(whole, start) == {True, False}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("epochs", [None, 40])
+def test_the_second_stage_trains_in_a_run_of_so_many_steps(epochs: int | None) -> None:
+    adam = partial(torch.optim.AdamW, lr=1e-2)
+    task = Sparsification(network(), reconstruction_epochs=1, predictor_lr=1e-2, optimizer=adam)
+    start = {key: value.clone() for key, value in task.model.state_dict().items()}
+    trainer = fit(task, epochs, max_steps=10)  # an epoch is 4
+    assert moved(task, start) == {True, False}
+    lambdas = trainer.lr_scheduler_configs[0].scheduler.lr_lambdas  # type: ignore[union-attr]
+    assert [[make(step) > 0 for step in (0, 3, 4, 9)] for make in lambdas] == [
+        [False, False, True, True],
+        [True, True, False, False],
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_schedules_of_ones_own_are_those_of_all_tasks() -> None:
+    adam = partial(torch.optim.AdamW, lr=1e-2)
+    for make in (partial(WarmupCosine, warmup_epochs=1), torch.optim.lr_scheduler.ReduceLROnPlateau):
+        task = Sparsification(network(), reconstruction_epochs=1, optimizer=adam, lr_scheduler=make)
+        assert fit(task, 3).current_epoch == 3
 
 
 def test_the_loss_of_the_second_stage_by_hand() -> None:

@@ -86,6 +86,25 @@ def test_inductive_loss_weighs_classes_within_the_batch():
     assert task.loss(scores, y).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_inductive_loss_of_a_batch_of_one_class_is_a_number():
+    task = InductiveNodeClassification(Rows(3), num_classes=3)
+    scores, y = torch.randn(4, 3, requires_grad=True), torch.ones(4, dtype=torch.long)
+    loss = task.loss(scores, y)
+    loss.backward()
+    assert loss.item() == pytest.approx(F.cross_entropy(scores, y).item(), rel=1e-5)
+    assert scores.grad is not None and scores.grad.isfinite().all()
+
+
+def test_labelled_targets_are_the_terms_of_a_loss():
+    task = GraphClassification(Graphs(3))
+    assert task.terms(torch.tensor([2, -100, 0])) == 2
+    data = graphs([torch.tensor([label]) for label in (0, -100, -100, 1, 2)])
+    figures = score(task, data, batch_size=3)  # one labelled graph, then two
+    labelled = torch.tensor([0, 3, 4])
+    expected = F.cross_entropy(outputs(task, data)[labelled], torch.arange(3))
+    assert figures["test/loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_transductive_stages_see_their_own_nodes():
     data = graphs([torch.tensor([0, 1, 1, 0, 1])], nodes=5)[0]
     data.train_mask = torch.tensor([True, True, False, False, False])
@@ -111,6 +130,8 @@ def test_transductive_roc_auc_is_that_of_the_second_class():
     metric.reset()
     metric.update(torch.tensor([[0.0, 9], [0, 1], [5, 7], [0, 3]]), torch.tensor([0, 0, 1, 1]))
     assert metric.compute().item() == 100 * 0.5
+    with pytest.raises(ConfigError, match=r"needs two classes, got scores \[4, 3\]"):
+        metric.update(torch.randn(4, 3), torch.tensor([0, 0, 1, 2]))
 
 
 def test_multilabel_loss_skips_unlabelled_entries():
@@ -180,6 +201,12 @@ def test_plateau_steps_once_an_epoch_on_its_monitor():
     make = plateau(monitor="val/mae", factor=0.5, patience=1)
     rates = fit(GraphRegression(Graphs(1), lr_scheduler=make), 6)
     assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4])
+
+
+def test_plateau_steps_in_epochs_that_validate():
+    make = plateau(monitor="val/mae", factor=0.5, patience=0)
+    rates = fit(GraphRegression(Graphs(1), lr_scheduler=make), 7, check_val_every_n_epoch=2)
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4])
 
 
 def test_plateau_with_an_unknown_monitor_names_the_logged_ones():

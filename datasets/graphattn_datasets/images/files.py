@@ -135,7 +135,7 @@ def _read_idx(path: Path, axes: int) -> np.ndarray:
 def _decoded(packed: Path, copy: Path) -> Arrays:
     """Images of a file of JPEGs; decoded once, because that takes longer than an epoch of a small network."""
     exactness = "JPEG at quality 75"
-    if copy.is_file():
+    if copy.is_file() and copy.stat().st_mtime_ns >= packed.stat().st_mtime_ns:  # of this file, not of one before it
         found = read_npz(str(copy), ("images", "labels"))
         return Arrays(found["images"], found["labels"], exactness)
     image = require("PIL.Image", extra="images", purpose="the data set 'cifar10' from JPEGs")

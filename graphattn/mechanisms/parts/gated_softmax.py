@@ -10,6 +10,7 @@ from torch import Tensor
 from graphattn._fold import Fold
 from graphattn.attention import draw_seed
 from graphattn.backends.steps import drop, edge_scores
+from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
 from graphattn.graph.lists import ListGraph, plain_lists
 from graphattn.graph.rules import Complete
@@ -62,6 +63,8 @@ def gated_softmax(
     if backend == "auto" and not isinstance(share, Tensor):
         options = clamp, share, dropout_p
         if isinstance(graph, Complete):
+            if bias is not None and bias.shape[-2] != graph.num_edges:
+                raise ArgumentError(f"edge must have a row for each of {graph.num_edges} edges, got {bias.shape[-2]}")
             return _dense(q, k, v, bias, gate, *options)
         if isinstance(graph, ListGraph) and "h" not in graph.leading_axes and (index := plain_lists(graph)) is not None:
             return _blocks(graph, index, q, k, v, bias, gate, *options)

@@ -162,7 +162,8 @@ class PromptDataModule(LightningDataModule):
         else:
             from graphattn_datasets import load_dataset
 
-            data = load_dataset(self.name, root=self.root, split_index=self.split, **self.options)[0]
+            numbered = {"split_index": self.split} if self.split else {}  # 0: the first or only one, unasked
+            data = load_dataset(self.name, root=self.root, **{**numbered, **self.options})[0]
             graph = TextGraph.from_data(data, name=self.name)
         if not graph.classes:
             return split_links(graph, seed=self.split)

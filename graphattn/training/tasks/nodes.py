@@ -73,6 +73,8 @@ class NodeClassification(GraphTask):
         if self.labels == "multilabel":
             return multilabel_loss(prediction, target)
         check_classes(prediction, target)
+        if not len(target):  # a piece of the graph without a training node
+            return prediction.sum()
         return F.cross_entropy(prediction, target)
 
 
@@ -80,7 +82,8 @@ class InductiveNodeClassification(GraphTask):
     r"""Node classification on graphs never seen in training, with classes weighted within each batch.
 
     The loss of Dwivedi et al., "Benchmarking Graph Neural Networks": class :math:`c` with :math:`n_c` of the
-    batch's :math:`V` nodes weighs :math:`(V - n_c)/V`, an absent class 0. The metric is balanced accuracy over the
+    batch's :math:`V` nodes weighs :math:`(V - n_c)/V`, an absent class 0; in a batch of one class, all nodes weigh the
+    same. The metric is balanced accuracy over the
     whole split; ``balanced_accuracy_batch_mean`` is its mean over batches, as the published code has it.
 
     Args:
@@ -110,13 +113,16 @@ class InductiveNodeClassification(GraphTask):
         """Cross-entropy with the batch's class weights."""
         check_classes(prediction, target, self.num_classes)
         weight = sbm_class_weights(target, self.num_classes, validate=False)
-        return F.cross_entropy(prediction, target, weight=weight.to(prediction.dtype))
+        # A lone class would weigh 0, and the mean be 0 / 0.
+        return F.cross_entropy(prediction, target, weight=weight.to(prediction.dtype).clamp(min=1e-30))
 
 
 class _PairAuc(TaskMean):
     """ROC-AUC from two class scores ``[N, 2]``, or one ``[N]``, in per cent."""
 
     def update(self, scores: Tensor, target: Tensor) -> None:
+        if scores.numel() not in (target.numel(), 2 * target.numel()):
+            raise ConfigError(f"metric 'roc_auc' of class scores needs two classes, got scores {list(scores.shape)}")
         if scores.dim() == 2 and scores.shape[1] == 2:
             scores = scores[:, 1] - scores[:, 0]
         super().update(scores.reshape(-1, 1), target.reshape(-1, 1))

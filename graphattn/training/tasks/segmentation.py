@@ -105,9 +105,10 @@ class Segmentation(GraphTask):
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """The mean over labelled pixels and channels."""
-        if self.head == "binary" and self.num_classes > 1:
-            return F.cross_entropy(prediction, target, ignore_index=-1)
         labelled = target >= 0
+        if self.head == "binary" and self.num_classes > 1:
+            total = F.cross_entropy(prediction, target, ignore_index=-1, reduction="sum")
+            return total / labelled.sum().clamp(min=1)  # a crop may have no labelled pixel
         logits = prediction.masked_fill(~labelled.unsqueeze(1), FAINT)
         part = labelled.float().mean().clamp(min=1e-6)  # a mean over all pixels becomes one over the labelled ones
         if self.head == "binary":

@@ -165,9 +165,12 @@ class Sparsification(ImageClassification):
             groups.append({"params": learned, "lr": self.predictor_lr, "weight_decay": 0.0})
         optimizer = self.optimizer(groups)  # type: ignore[arg-type]
         if self.lr_scheduler is not None:
-            return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
-        steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 1
-        border = steps * min(self.reconstruction_epochs, epochs) // epochs
+            return self._scheduled(optimizer)
+        steps, border = int(self.trainer.estimated_stepping_batches), 0
+        if self.reconstruction_epochs:
+            self.trainer.fit_loop.setup_data()  # estimated_stepping_batches does so only where max_epochs is set
+            batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+            border = min(steps, self.reconstruction_epochs * math.ceil(min(steps, batches)))
         stages = [_cosine(border, steps), _cosine(0, border)]
         schedule = LambdaLR(optimizer, stages[: len(groups)])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -74,7 +74,3 @@ class LanguageModelling(GraphTask):
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy in nats."""
         return F.cross_entropy(prediction, target)
-
-    def terms(self, target: Tensor) -> Tensor | int:
-        """Tokens with a target."""
-        return (target >= 0).sum()
