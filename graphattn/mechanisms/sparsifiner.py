@@ -27,7 +27,7 @@ from graphattn.mechanisms.base import (
 from graphattn.mechanisms.parts.connectivity_predictor import ConnectivityPredictor
 from graphattn.mechanisms.parts.fixed_scores import random_scores, window_scores
 from graphattn.mechanisms.parts.learned_choice import LearnedChoice, check_budget, is_complete, products
-from graphattn_kernels import block_scores
+from graphattn_kernels.block_scores import block_means, block_scores
 
 __all__ = ["Sparsifiner"]
 
@@ -301,7 +301,7 @@ class Sparsifiner(Mechanism, LearnedChoice):
         if key not in self._fixed:
             scores = self._fixed_scores(graph.num_tokens).to(graph.device)
             if self.select == "block":
-                scores = _block_mean(scores[:, self.prefix_tokens :], self.block)
+                scores = block_means(scores[:, self.prefix_tokens :], self.block)
             self._fixed[key] = self._best(scores, "h")
         return self._fixed[key]
 
@@ -318,15 +318,6 @@ class Sparsifiner(Mechanism, LearnedChoice):
             f"width={self.width}, heads={self.heads}, keep={self.keep}, select={self.select!r}, "
             f"selector={self.selector!r}"
         )
-
-
-def _block_mean(rows: Tensor, block: int) -> Tensor:
-    """Means over blocks of rows, ``[..., T, c]`` to ``[..., blocks, c]``; the last block may be short."""
-    short = -rows.shape[-2] % block
-    sums = F.pad(rows, (0, 0, 0, short)).unflatten(-2, (-1, block)).sum(-2)
-    sizes = sums.new_full((sums.shape[-2], 1), float(block))
-    sizes[-1] = block - short
-    return sums / sizes
 
 
 def _check(

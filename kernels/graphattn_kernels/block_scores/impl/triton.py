@@ -1,7 +1,7 @@
 """Two launches: the means, and their products with keys, on tensor cores (of float32, which has none, by PyTorch).
 
-With 8 heads of 4,096 tokens either takes some 2 us, most of it a launch's own. In one kernel each program would have to
-average the queries of all blocks that it multiplies, and these would be read once for every strip of keys.
+In one kernel each program would have to average the queries of all blocks that it multiplies, and these would be read
+once for every strip of keys.
 """
 
 # mypy: disable-error-code="no-untyped-def"
