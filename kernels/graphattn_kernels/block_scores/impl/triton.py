@@ -22,7 +22,7 @@ from graphattn_kernels.block_attention.impl.triton.primitives import dot, load_r
 __all__ = ["block_scores"]
 
 _RUNTIME = "blocks block strips chunks num_targets num_sources heads q_b q_t q_h k_b k_t k_h".split()
-_STEP = 4096  # numbers of queries that a warp averages at a time
+_STEP = 2048  # numbers of queries that a warp averages at a time
 _ROWS, _KEYS = 64, 128  # means and keys of a program
 
 
