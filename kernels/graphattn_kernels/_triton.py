@@ -19,8 +19,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+try:
+    from triton.language.extra.cuda import gdc_wait
+except ImportError:  # Triton is older
+    gdc_wait = None
+
 __all__ = [
     "aligned",
+    "chained",
     "dense_rows",
     "guard",
     "is_dense",
@@ -32,6 +38,7 @@ __all__ = [
     "planned",
     "split",
     "strides_of",
+    "wait_for_previous",
 ]
 
 _INTERPRETED = triton.knobs.runtime.interpret
@@ -80,7 +87,7 @@ def launch(
         grid: Programs along each axis.
         args: The arguments that are not constexpr, all of them, in order: tensors, ``None``, ints and floats.
         constants: The constexpr arguments, which stand last, all of them, in order; and ``num_warps``,
-            ``num_stages`` and, to cap the registers of a thread, ``maxnreg``.
+            ``num_stages`` and, to cap the registers of a thread, ``maxnreg``. CHAINED: see :func:`chained`.
         kind: Whatever decides the device, ``constants``, which arguments are ``None``, the dtypes and alignments of the
             tensors, and which ints are 1, divisible by 16 or wide; found by looking at each argument where it is not
             given.
@@ -103,8 +110,9 @@ def launch(
 
 
 def _compile(kernel: Any, grid: tuple[int, int, int], args: tuple[Any, ...], constants: dict[str, Any]) -> _Compiled:
+    early = {"launch_pdl": True} if constants.get("CHAINED") else {}
     with _loading_is_allowed():
-        compiled = kernel[grid](*args, **constants)  # and launched
+        compiled = kernel[grid](*args, **constants, **early)  # and launched
     driver = triton.runtime.driver.active
     return _Compiled(
         compiled,
@@ -115,6 +123,26 @@ def _compile(kernel: Any, grid: tuple[int, int, int], args: tuple[Any, ...], con
         driver.get_current_device(),
         driver.get_current_stream,
     )
+
+
+@lru_cache
+def chained(device: int) -> bool:
+    """Whether a kernel on this device may be put in place while the one before it on its stream still ends.
+
+    It then starts sooner. That takes compute capability 9.0, and a kernel that begins with :func:`wait_for_previous`
+    (CUDA programming guide, "programmatic dependent launch").
+    """
+    if _INTERPRETED or gdc_wait is None or torch.version.hip or device < 0:
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@triton.jit
+def wait_for_previous(CHAINED: tl.constexpr):
+    """Wait until the kernels before have ended and what they wrote can be read. The first statement of a kernel that
+    has a CHAINED, which is what :func:`chained` says."""
+    if CHAINED:
+        gdc_wait()
 
 
 @contextmanager

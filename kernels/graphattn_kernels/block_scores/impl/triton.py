@@ -16,7 +16,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from graphattn_kernels._triton import dense_rows, guard, launch, next_power_of_2, padded, strides_of
+from graphattn_kernels._triton import (
+    chained,
+    dense_rows,
+    guard,
+    launch,
+    next_power_of_2,
+    padded,
+    strides_of,
+    wait_for_previous,
+)
 from graphattn_kernels.block_attention.impl.triton.primitives import dot, load_rows, origin
 
 __all__ = ["block_scores"]
@@ -29,10 +38,11 @@ _ROWS, _KEYS = 64, 128  # means and keys of a program
 @triton.jit(do_not_specialize=_RUNTIME)
 def mean_kernel(
     Q, MEAN, blocks, block, num_targets, heads, q_b, q_t, q_h,
-    D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, ALIGN: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, ALIGN: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """MEAN ``[B * H, blocks, D]``. A program has a block of a head, M queries at a time; heads, which lie side by side,
     run fastest."""
+    wait_for_previous(CHAINED)
     pid = tl.program_id(0)
     head = pid % heads
     block_id = pid // heads % blocks
@@ -54,9 +64,10 @@ def mean_kernel(
 def product_kernel(
     MEAN, K, SCORES, blocks, strips, chunks, num_sources, heads, k_b, k_t, k_h,
     D: tl.constexpr, DP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ALIGN: tl.constexpr,
-    ALIGN_SOURCES: tl.constexpr,
+    ALIGN_SOURCES: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """SCORES ``[B * H, blocks, S]``. A program has M means and N keys of a batch entry and head."""
+    wait_for_previous(CHAINED)
     num_sources = num_sources // ALIGN_SOURCES * ALIGN_SOURCES  # as it is: how many can be stored at once
     pid = tl.program_id(0)
     entry = pid // (strips * chunks)
@@ -81,9 +92,16 @@ def block_scores(q: Tensor, k: Tensor, block: int) -> Tensor:
         q, k = dense_rows(q), dense_rows(k)
         strides, align = strides_of(q.dtype, *((x.shape, x.stride()) for x in (q, k)))
         widths = {"D": width, "DP": padded(width)}
-        means = {"M": max(1, min(next_power_of_2(block), _STEP // padded(width))), "ALIGN": align, "num_warps": 1}
+        early = chained(q.get_device())
+        means = {
+            "M": max(1, min(next_power_of_2(block), _STEP // padded(width))),
+            "ALIGN": align,
+            "CHAINED": early,
+            "num_warps": 1,
+            "num_stages": 1,
+        }
         args = (q, mean, blocks, block, targets, heads, *strides[:3])
-        launch(mean_kernel, (batch * heads * blocks, 1, 1), args, {**widths, **means, "num_stages": 1})
+        launch(mean_kernel, (batch * heads * blocks, 1, 1), args, {**widths, **means})
         if q.dtype == torch.float32:
             # A product with ``out`` is not autocast. Of tf32, PyTorch's own setting decides.
             return torch.matmul(mean.view(batch, heads, blocks, width), k.permute(0, 2, 3, 1), out=scores)
@@ -95,6 +113,7 @@ def block_scores(q: Tensor, k: Tensor, block: int) -> Tensor:
             "N": _KEYS,
             "ALIGN": align,
             "ALIGN_SOURCES": math.gcd(sources, 16 // q.element_size()) if sources else 1,
+            "CHAINED": early,
             "num_warps": 4,
             "num_stages": 1,
         }

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from graphattn_kernels._triton import aligned, guard, launch, next_power_of_2
+from graphattn_kernels._triton import aligned, chained, guard, launch, next_power_of_2, wait_for_previous
 
 __all__ = ["select_bits", "select_lists"]
 
@@ -188,9 +188,11 @@ def _store_list(INDEX, word, place, first, count, room):
 def select_kernel(
     SCORES, ALWAYS, FULL, WORDS, INDEX, LENGTH, rows, sources, words, k, room, at, own, deviate, density,
     P: tl.constexpr, RUN: tl.constexpr, TOP: tl.constexpr, OWN: tl.constexpr, SPARE: tl.constexpr, ALIGN: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """SCORES ``[copies * rows, S]``; WORDS ``[copies * rows, words]``, or INDEX ``[.., room]`` and LENGTH. A program
     has a row, P / RUN runs."""
+    wait_for_previous(CHAINED)
     FORCED: tl.constexpr = (ALWAYS is not None) or OWN
     PIECE: tl.constexpr = min(RUN, ALIGN)
     number = tl.program_id(0).to(tl.int64)
@@ -277,6 +279,7 @@ def _launch(
             "OWN": own > 0,
             "SPARE": _SPARE.get(scores.dtype, 0),
             "ALIGN": align,
+            "CHAINED": chained(scores.get_device()),
             "num_warps": warps,
             "num_stages": 1,
             "maxnreg": 64,  # 32 warps a multiprocessor, and nothing is spilled

@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from graphattn_kernels._triton import wait_for_previous
 from graphattn_kernels.block_attention.impl.triton.primitives import (
     LOG2E,
     bounded,
@@ -46,9 +47,11 @@ def row_kernel(
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, scale, bound,
     D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     LEADING: tl.constexpr, READS: tl.constexpr, CLAMPED: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """A program has M targets of a block. Where these are all of it, PART_K ``[B * H, blocks, room, D]`` and PART_V get
     the gradients of the list's entries in the same pass."""
+    wait_for_previous(CHAINED)
     pid = tl.program_id(0)
     rows = blocks * strips
     batch, head, copy = locate(pid // rows, heads, LEADING)
@@ -105,9 +108,11 @@ def column_kernel(
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, scale, bound,
     D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     LEADING: tl.constexpr, READS: tl.constexpr, CLAMPED: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """A program has N entries of a list, and goes through the targets of the block M at a time; scores stand
     transposed, ``[source, target]``."""
+    wait_for_previous(CHAINED)
     pid = tl.program_id(0)
     entry = pid // (blocks * chunks)
     batch, head, copy = locate(entry, heads, LEADING)
@@ -159,10 +164,11 @@ def sum_kernel(
     GRAD_K, GRAD_V, PART_K, PART_V, COUNT, ENTRY,
     chunks, blocks, room, ranks, num_sources, heads,
     D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr, N: tl.constexpr, R: tl.constexpr,
-    LEADING: tl.constexpr,
+    LEADING: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """A program has N sources of a batch entry and head, and adds R parts of each at a time: more loads are under way.
     COUNT ``[copies, S]``, ENTRY ``[copies, ranks, S]``: which entries of the lists name a source."""
+    wait_for_previous(CHAINED)
     pid = tl.program_id(0)
     entry = pid // chunks
     batch, head, copy = locate(entry, heads, LEADING)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from graphattn_kernels._triton import launch
+from graphattn_kernels._triton import chained, launch, wait_for_previous
 from graphattn_kernels.list_attention.impl.triton.primitives import RUNTIME, targets_of
 from graphattn_kernels.lists import SourceLists
 
@@ -22,10 +22,11 @@ _ENTRIES = 512  # of a step
 @triton.jit(do_not_specialize=RUNTIME)
 def ends_kernel(
     LISTS, LENGTH, TARGET, ENDS, blocks, block, strips, room, num_targets, target_stride,
-    M: tl.constexpr, N: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """ENDS ``[copies, blocks, strips]``: how many entries of an ascending list do not stand after the last of M
     targets. They are counted: a search would wait for one entry after another."""
+    wait_for_previous(CHAINED)
     pid = tl.program_id(0)
     rows = blocks * strips
     copy = (pid // rows).to(tl.int64)
@@ -54,7 +55,7 @@ def strip_ends(lists: SourceLists, rows: int, strips: int) -> Tensor:
         ends_kernel,
         (copies * blocks * strips, 1, 1),
         (index, length, target, ends, blocks, lists.block, strips, room, lists.num_targets, stride),
-        {"M": rows, "N": _ENTRIES, "num_warps": 4, "num_stages": 1},
+        {"M": rows, "N": _ENTRIES, "CHAINED": chained(index.get_device()), "num_warps": 4, "num_stages": 1},
         (
             *(index.dtype, index.get_device(), None if length is None else length.dtype),
             *(None if target is None else target.dtype, rows),

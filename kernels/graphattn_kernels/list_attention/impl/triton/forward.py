@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from graphattn_kernels._triton import wait_for_previous
 from graphattn_kernels.block_attention.impl.triton.primitives import (
     LOG2E,
     bounded,
@@ -30,9 +31,11 @@ def attend_kernel(
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, scale, bound,
     D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     LEADING: tl.constexpr, READS: tl.constexpr, CLAMPED: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """A program has M targets of a block, for a batch entry and head. LISTS ``[copies, blocks, room]``, ENDS ``[copies,
     blocks, strips]`` or None, TARGET ``[1 or copies, blocks * block]`` or None."""
+    wait_for_previous(CHAINED)
     pid = tl.program_id(0)
     rows = blocks * strips
     batch, head, copy = locate(pid // rows, heads, LEADING)

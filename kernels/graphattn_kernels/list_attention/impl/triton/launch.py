@@ -10,6 +10,7 @@ from torch import Tensor
 
 from graphattn_kernels._triton import (
     aligned,
+    chained,
     guard,
     is_dense,
     launch,
@@ -142,6 +143,7 @@ def _plan_of(
             "CLAMPED": clamped,
             "ALIGN": align,
             "PRECISION": "tf32" if tf32 else "ieee",
+            "CHAINED": chained(device),
             "num_warps": config.warps,
             "num_stages": config.stages,
         } | ({} if config.registers is None else {"maxnreg": config.registers})
@@ -164,8 +166,10 @@ def _plan_of(
     sources = max(1, sums.numbers // width)
     chunks = -(-num_sources // sources)
     ints = chunks, blocks, room, 1 if disjoint else blocks, num_sources, heads
-    sizes = {"N": sources, "R": sums.parts, "LEADING": leading, "num_warps": sums.warps, "num_stages": 2}
-    total = _Pass(sum_kernel, batch * heads * chunks, ints, {**widths, **sizes})
+    sizes = {"N": sources, "R": sums.parts, "LEADING": leading, "CHAINED": chained(device)}
+    total = _Pass(
+        sum_kernel, batch * heads * chunks, ints, {**widths, **sizes, "num_warps": sums.warps, "num_stages": 2}
+    )
     kinds = [None if x is None else tuple(x.constants.items()) for x in (attend, row, column, total)]
     kind = dtype, device, types, tuple([n >= 2**31 for n in strides]), *kinds
     return _Plan(

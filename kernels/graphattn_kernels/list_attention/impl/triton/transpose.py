@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from graphattn_kernels._triton import launch
+from graphattn_kernels._triton import chained, launch, wait_for_previous
 from graphattn_kernels.lists import SourceLists
 
 __all__ = ["transpose"]
@@ -20,8 +20,9 @@ _RANK, _BLOCKS = 64, 32  # sources of a program that counts, and lists that it l
 
 
 @triton.jit(do_not_specialize=["room", "num_sources"])
-def place_kernel(LISTS, LENGTH, PLACE, room, num_sources, N: tl.constexpr):
+def place_kernel(LISTS, LENGTH, PLACE, room, num_sources, N: tl.constexpr, CHAINED: tl.constexpr):
     """PLACE ``[copies * blocks, S]``: where a source stands in a list, or -1. A program has a list."""
+    wait_for_previous(CHAINED)
     list_ = tl.program_id(0).to(tl.int64)
     here = tl.arange(0, N)
     for start in range(0, num_sources, N):
@@ -39,10 +40,12 @@ def place_kernel(LISTS, LENGTH, PLACE, room, num_sources, N: tl.constexpr):
 
 @triton.jit(do_not_specialize=["blocks", "room", "ranks", "num_sources", "chunks"])
 def rank_kernel(
-    PLACE, COUNT, ENTRY, blocks, room, ranks, num_sources, chunks, N: tl.constexpr, B: tl.constexpr
+    PLACE, COUNT, ENTRY, blocks, room, ranks, num_sources, chunks, N: tl.constexpr, B: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """COUNT ``[copies, S]`` and ENTRY ``[copies, ranks, S]``, numbers ``block * room + place``, for N sources of a
     program, B lists at a time: a step waits for its loads only once."""
+    wait_for_previous(CHAINED)
     pid = tl.program_id(0)
     copy = (pid // chunks).to(tl.int64)
     source = pid % chunks * N + tl.arange(0, N)
@@ -67,13 +70,14 @@ def transpose(lists: SourceLists) -> tuple[Tensor, Tensor]:
     sources, ranks = lists.num_sources, 1 if lists.disjoint else blocks
     small = torch.int16 if room < 2**15 else torch.int32
     # The arrays of lists, and what is allocated here, begin at multiples of 16 bytes.
-    kind = lists.index.dtype, lists.index.get_device(), None if lists.length is None else lists.length.dtype, small
+    device = lists.index.get_device()
+    kind = lists.index.dtype, device, None if lists.length is None else lists.length.dtype, small
     place = lists.index.new_empty((copies, blocks, sources), dtype=small)
     launch(
         place_kernel,
         (copies * blocks, 1, 1),
         (lists.index, lists.length, place, room, sources),
-        {"N": _FILL, "num_warps": 4, "num_stages": 1},
+        {"N": _FILL, "CHAINED": chained(device), "num_warps": 4, "num_stages": 1},
         kind,
     )
     count = lists.index.new_empty((copies, sources), dtype=torch.int32)
@@ -83,7 +87,7 @@ def transpose(lists: SourceLists) -> tuple[Tensor, Tensor]:
         rank_kernel,
         (copies * chunks, 1, 1),
         (place, count, entry, blocks, room, ranks, sources, chunks),
-        {"N": _RANK, "B": _BLOCKS, "num_warps": 2, "num_stages": 1},
+        {"N": _RANK, "B": _BLOCKS, "CHAINED": chained(device), "num_warps": 2, "num_stages": 1},
         kind,
     )
     return count, entry
