@@ -68,7 +68,8 @@ def picture(table: dict[str, list[Results]], path: Path, quick: bool = False) ->
         values = [r.last.test[r.metric] for r in results]
         mean, deviation = mean_and_deviation(values)
         axes.errorbar(place, mean, yerr=deviation, fmt="o", capsize=6, color="C0", markersize=8)
-        axes.scatter([place + 0.15 + 0.05 * n for n in range(len(values))], values, color="C1", s=18, zorder=3)
+        step = min(0.05, 0.4 / len(values))  # beside the mean, and within the picture
+        axes.scatter([place + 0.15 + step * n for n in range(len(values))], values, color="C1", s=18, zorder=3)
         axes.annotate(
             f"{mean:.1f}", (place, mean), textcoords="offset points", xytext=(-12, 0), ha="right", va="center"
         )
