@@ -41,6 +41,7 @@ def ratios(rows: list[Row]) -> list[str]:
             ratio("masks", "masks", f"n={n} 10%", ["sdpa flash2, no mask"], "ours, mask ready", what, 1 / 1.1)
     for what, least in (("forward", 3.5), (both, 2.2)):
         ratio("17", "masks", "n=197 25%", ["sdpa efficient, bool mask"], "ours, mask ready", what, least)
+        ratio("17, rows of 208", "masks", "n=197 25%", ["sdpa efficient, aligned"], "ours, mask ready", what, least)
         ratio("17", "masks", "n=197 25%", ["sdpa cuDNN, bias"], "ours, mask ready", what, 1.0)
         ratio("17", "masks", "n=197 25%", ["flex"], "ours, mask ready", what, 1.0)
     return lines
@@ -63,6 +64,21 @@ def write(folder: Path, rows: list[Row], lines: list[str], command: list[str]) -
         writer = csv.DictWriter(file, list(asdict(rows[0])))
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-    body = "\n".join(line(row) for row in rows)
-    text = "\n".join(f"- {each}" for each in lines)
-    (folder / "lists.md").write_text(f"```\n{body}\n```\n\n{text}\n", encoding="utf-8")
+    about = content["environment"]
+    versions = ", ".join(f"{name} {about['packages'][name]}" for name in ("torch", "triton"))
+    text = ["# Graphs that are drawn and graphs that are learned", ""]
+    text += [f"{about['device']}; {versions}; commit {about['commit']}, seed 0, {about['date']}.", ""]
+    text += [f"    python -m experiments.benchmarks.lists {about['command']}", "", "## Ratios", ""]
+    text += [f"* {each}" for each in lines] or ["None of these rows is asked for."]
+    for section in dict.fromkeys(row.section for row in rows):
+        text += ["", f"## {section}", "", "Milliseconds: median [quartiles]. Memory: peak above the inputs.", ""]
+        text += ["| case | peer | pass | call | ms | memory MB | error |", "|---|---|---|---|---:|---:|---:|"]
+        text += [_cells(row) for row in rows if row.section == section]
+    (folder / "lists.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+def _cells(row: Row) -> str:
+    ms = row.text if row.median is None else f"{row.median:.4f} [{row.low:.4f}, {row.high:.4f}]"
+    peak = "" if row.peak_mb is None else f"{row.peak_mb:.1f}"
+    wrong = "" if row.error is None else f"{row.error:.1e}"
+    return f"| {row.case} | {row.peer} | {row.what} | {row.mode} | {ms} | {peak} | {wrong} |"
