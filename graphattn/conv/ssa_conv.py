@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from graphattn.conv._inputs import asks_for_batch, is_edge_index, knows_members
+from graphattn.conv._members import with_members
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
 from graphattn.graph.convert import as_token_graph, sparse_values
-from graphattn.graph.csr import batch_ptr
 from graphattn.mechanisms.ssa import Subsampled
 
 __all__ = ["SSAConv"]
@@ -79,7 +78,7 @@ class SSAConv(Subsampled):
         edge_index: Any,
         edge_attr: Tensor | None = None,
         *,
-        batch: Tensor | None = None,
+        batch: Tensor | tuple[Tensor, Tensor] | None = None,
         **options: Any,
     ) -> Any:
         """The layer, on the edges that were drawn.
@@ -89,8 +88,9 @@ class SSAConv(Subsampled):
             edge_index: ``[2, E]``, a :class:`~graphattn.TokenGraph`, or what else :mod:`graphattn.conv` takes. Of a
                 sparse matrix with values the layer gets a part, as CSR.
             edge_attr: A row for each edge.
-            batch: int64 ``[N]``, the graph of each node, ascending, so that each graph has its own draw; also for the
-                layer, where it takes that.
+            batch: int64 ``[N]``, the graph of each node, ascending, so that each graph has its own draw (a pair for
+                sources and targets); also for the layer, where it takes that. Nothing to a
+                :class:`~graphattn.TokenGraph` that knows its members.
             **options: Further arguments of the layer.
 
         Raises:
@@ -104,14 +104,18 @@ class SSAConv(Subsampled):
             options["batch"] = batch
         return self.conv(x, kept, **options) if rows is None else self.conv(x, kept, rows, **options)
 
-    def _part(self, x: Any, edge_index: Any, edge_attr: Tensor | None, batch: Tensor | None) -> tuple[Any, Any]:
+    def _part(
+        self, x: Any, edge_index: Any, edge_attr: Tensor | None, batch: Tensor | tuple[Tensor, Tensor] | None
+    ) -> tuple[Any, Any]:
         """The edges that were drawn, in the form in which they were given, and their rows."""
         sources, targets = (x, x) if isinstance(x, Tensor) else x
         count = sources.shape[0]
         to = count if targets is None else targets.shape[0]
         turned = is_edge_index(edge_index) and getattr(self.conv, "flow", None) == "target_to_source"
         given = edge_index.flip(0) if turned else edge_index
-        graph = as_token_graph(given, num_targets=to, num_sources=count, ptr=_ptr(batch, count))
+        graph = as_token_graph(given, num_targets=to, num_sources=count)
+        if batch is not None and not knows_members(graph):
+            graph = with_members(graph, batch)
         values = sparse_values(edge_index) if edge_attr is None else edge_attr
         if values is not None and values.shape[:1] != (graph.num_edges,):
             raise ArgumentError(
@@ -128,11 +132,3 @@ class SSAConv(Subsampled):
         if edge_attr is None and rows.dim() == 1:  # what values are is for the layer to say, as of the whole matrix
             return drawn.graph.to_torch_sparse(rows), None
         return part, rows
-
-
-def _ptr(batch: Tensor | None, count: int) -> Tensor | None:
-    if batch is None:
-        return None
-    if batch.dtype != torch.int64 or batch.shape != (count,):
-        raise ArgumentError(f"batch must be int64 [{count}], got {batch.dtype} {list(batch.shape)}")
-    return batch_ptr(batch)

@@ -44,8 +44,7 @@ def top_k(
     if block is None:
         if num_targets not in (None, scores.shape[1]):
             raise ArgumentError(f"num_targets must be the rows of scores, {scores.shape[1]}, got {num_targets}")
-        if keep_self and scores.shape[1] != sources:
-            raise ArgumentError(f"keep_self needs as many targets as sources, got {scores.shape[1]} and {sources}")
+        _check_rows(full_rows, keep_self, scores.shape[1], sources)
         if full_rows is not None or sources <= _ALWAYS_BITS or 32 * k >= sources:
             mask, _ = _always(always, scores, count=False)
             words = select_bits(scores, k, always=mask, full=full_rows, keep_self=keep_self)
@@ -61,6 +60,7 @@ def top_k(
             f"scores must be [..., {-(-targets // size)}, S], a row for each block of {size} of the {targets} targets, "
             f"got {scores.shape[1]} rows; a block's scores are the mean or the largest of its targets', say"
         )
+    _check_rows(None, keep_self, targets, sources)
     mask, count = _always(always, scores, count=True)
     room = min(k + count + (size if keep_self else 0), sources)
     index, length = select_lists(scores, k, always=mask, room=room, own=size if keep_self else 0)
@@ -79,8 +79,7 @@ def threshold(
 ) -> TokenGraph:
     """See :meth:`TokenGraph.threshold`."""
     leading, scores = _flat(scores, axes)
-    if keep_self and scores.shape[1] != scores.shape[2]:
-        raise ArgumentError(f"keep_self needs as many targets as sources, got {scores.shape[1]} and {scores.shape[2]}")
+    _check_rows(full_rows, keep_self, *scores.shape[1:])
     mask, _ = _always(always, scores, count=False)
     words = select_bits(scores, at=at, always=mask, full=full_rows, keep_self=keep_self)
     return BitGraph(words.view(*leading, *words.shape[1:]), scores.shape[-1], axes)
@@ -92,6 +91,17 @@ def _flat(scores: Tensor, axes: str) -> tuple[tuple[int, ...], Tensor]:
         raise ArgumentTypeError(f"scores must be a floating tensor [..., T, S], got {got}")
     leading = leading_of("scores", scores, axes, 2)
     return leading, scores.detach().reshape(math.prod(leading), *scores.shape[-2:])
+
+
+def _check_rows(full_rows: Tensor | None, keep_self: bool, targets: int, sources: int) -> None:
+    if keep_self and targets != sources:
+        raise ArgumentError(f"keep_self needs as many targets as sources, got {targets} and {sources}")
+    if full_rows is None:
+        return
+    if not isinstance(full_rows, Tensor) or full_rows.dtype != torch.bool or full_rows.shape != (targets,):
+        tensor = isinstance(full_rows, Tensor)
+        got = f"{full_rows.dtype} {list(full_rows.shape)}" if tensor else type(full_rows).__name__
+        raise ArgumentError(f"full_rows must be bool [{targets}], got {got}")
 
 
 def _always(always: Tensor | None, scores: Tensor, *, count: bool) -> tuple[Tensor | None, int]:

@@ -76,7 +76,7 @@ class Sparsifiner(Mechanism, LearnedChoice):
         prefix_tokens: First so many tokens (class token, registers), of each member, read all candidates, as published.
         grid_size: Patches after the prefix, for ``selector="window"``.
         keep_self: A token reads itself, besides what was chosen (published: not forced). With ``select="block"``, the
-            tokens of a block are the first of its keys.
+            tokens of a block are the first of its keys, which are ``block`` at least.
         predictor: Further arguments of :class:`ConnectivityPredictor`: ``{"rank": 32}``.
         parity: The predictor of the released code.
         bias: Give the projections a bias.
@@ -264,7 +264,8 @@ class Sparsifiner(Mechanism, LearnedChoice):
         budget = count_kept(sources, self.keep) if self.keys is None else min(sources, self.keys)
         if self.select == "block":
             targets = sources - self.prefix_tokens
-            if self.keep_self:  # the first of all, for a block of its own tokens may be more than the budget
+            if self.keep_self:  # a block's own tokens, the first of all: its keys are no fewer
+                budget = max(budget, min(self.block, targets))
                 own = torch.arange(targets, device=device)
                 scores = scores.clone()
                 scores[..., own // self.block, own + self.prefix_tokens] = math.inf
@@ -314,8 +315,9 @@ class Sparsifiner(Mechanism, LearnedChoice):
 
     def extra_repr(self) -> str:
         """Shown by ``repr``."""
+        budget = "threshold" if self.threshold is not None else "keys" if self.keys is not None else "keep"
         return (
-            f"width={self.width}, heads={self.heads}, keep={self.keep}, select={self.select!r}, "
+            f"width={self.width}, heads={self.heads}, {budget}={getattr(self, budget)}, select={self.select!r}, "
             f"selector={self.selector!r}"
         )
 

@@ -115,9 +115,10 @@ class SSA(Subsampled, Mechanism):
         out, step, number = self.on_subgraph(self.attention, x, graph, edge, measures, **options)
         if step is None or edge is None or number is None:
             return out, step
-        flat = math.prod(edge.shape[:-1]) if edge.dim() > 2 else edge.shape[0] * math.prod(x.shape[:-2])
+        shared = x.shape[:-2] if not graph.leading else ()
+        flat = math.prod(edge.shape[:-1]) if edge.dim() > 2 else edge.shape[0] * math.prod(shared)
         step = step.new_zeros(flat, step.shape[-1]).index_copy(0, number, step)
-        return out, step.reshape(*(x.shape[:-2] if not graph.leading else ()), -1, step.shape[-1])
+        return out, step.reshape(*shared, -1, step.shape[-1])
 
     def on_subgraph(
         self,

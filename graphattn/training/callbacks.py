@@ -163,13 +163,16 @@ class History(Callback):
         if trainer.is_global_zero:
             self.write_csv()
             if time.perf_counter() - self._drawn > self.every_n_seconds:
-                plot_curves(self.rows, self.folder / "curves.png")
+                self._draw(pl_module)
                 self._drawn = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the final picture."""
         if trainer.is_global_zero and self.rows:
-            plot_curves(self.rows, self.folder / "curves.png")
+            self._draw(pl_module)
+
+    def _draw(self, pl_module: LightningModule) -> None:
+        plot_curves(self.rows, self.folder / "curves.png", getattr(pl_module, "metric", "loss"))
 
     def write_csv(self) -> None:
         """Write ``metrics.csv`` anew."""

@@ -6,9 +6,12 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
-__all__ = ["explain"]
+from graphattn.errors import GraphattnError
+
+__all__ = ["explain", "own_errors"]
 
 _FRAME = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>"
@@ -54,6 +57,19 @@ def explain(error: BaseException, known_keys: Iterable[str] = ()) -> str:
     place = " > ".join(dict.fromkeys(where))
     near = _near(text, class_path, list(known_keys))
     return "configuration: " + (f"{place}: " if place else "") + text + (f". Did you mean {near}?" if near else "")
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Let an error of ours out as it was raised: the parser tries every type that an argument may have, and wraps what
+    the constructors say in an error of its own."""
+    try:
+        yield
+    except ValueError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, GraphattnError):
+            cause = cause.__cause__
+        raise error if cause is None else cause from None
 
 
 def _near(text: str, class_path: str | None, known_keys: list[str]) -> str:

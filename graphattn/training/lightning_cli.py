@@ -17,11 +17,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from graphattn.errors import ConfigError
 from graphattn.training.callbacks import EpochSeed, History, RunCheckpoint, StopOnNaN
 from graphattn.training.checkpoint import AtomicCheckpointIO
-from graphattn.training.config_errors import explain
+from graphattn.training.config_errors import explain, own_errors
 from graphattn.training.leaderboard.options import LeaderboardOptions
 from graphattn.training.progress import progress_bar
 from graphattn.training.results import Results, read_results
-from graphattn.training.run_folder import RunOptions, changed_keys, choose_folder, config_folder, find_checkpoint
+from graphattn.training.run_folder import (
+    RunOptions,
+    changed_keys,
+    choose_folder,
+    config_folder,
+    find_checkpoint,
+    has_run,
+)
 
 __all__ = ["SUBCOMMANDS", "FinishedRun", "TrainingCLI"]
 
@@ -51,6 +58,7 @@ class TrainingCLI(LightningCLI):
     """
 
     folder: Path
+    is_new: bool  # whether the folder held no run when it was chosen
     checkpoint: Path | None
     history: History
 
@@ -97,6 +105,10 @@ class TrainingCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
             raise ConfigError(explain(error, parser.get_defaults().keys())) from error
+        seed = self.config.seed_everything
+        if seed is False or not 0 <= seed < 2**32:
+            limits = f"a whole number from 0 to {2**32 - 1}"
+            raise ConfigError(f"configuration: seed_everything must be {limits}, got {seed}")
 
     def before_instantiate_classes(self) -> None:
         """Choose the run folder and the checkpoint before anything slow happens."""
@@ -128,6 +140,8 @@ class TrainingCLI(LightningCLI):
         if config.ckpt_path in ("last", "best", "auto"):
             self._check_resumption(config)
         self.checkpoint = find_checkpoint(self.folder, config.ckpt_path)
+        self.is_new = not has_run(self.folder)
+        config.ckpt_path = None  # of this session alone: the config that is kept scores the best one unless told
 
     @rank_zero_only
     def _note(self, text: str) -> None:
@@ -155,6 +169,11 @@ class TrainingCLI(LightningCLI):
         """The resolved configuration as YAML."""
         # Positional, because jsonargparse 4.49 renamed the flag: entries that are null are written too.
         return self.parser.dump(self.config, "yaml", False)
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer."""
+        with own_errors():
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the run folder's logger, callbacks and checkpoint files."""

@@ -24,9 +24,12 @@ def only_writer(folder: Path, *, wait: float = 15.0) -> Iterator[None]:
         wait: Seconds to wait for another process: workers of a killed run live on for a moment and hold its lock.
 
     Raises:
-        ConfigError: If another process still holds it then.
+        ConfigError: If another process still holds it then, or the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the folder {folder} ({error}); choose another --run.root") from error
     try:
         import fcntl
     except ImportError:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import callbacks
+from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.utilities import rank_zero_only
 from torch import distributed, nn
 
@@ -24,6 +24,7 @@ from graphattn.training.checkpoint import load_checkpoint
 from graphattn.training.lightning_cli import FinishedRun, TrainingCLI
 from graphattn.training.lock import only_writer
 from graphattn.training.results import Figures, Results
+from graphattn.training.run_folder import has_run
 from graphattn.training.versions import device_name, versions
 
 __all__ = ["run"]
@@ -106,9 +107,24 @@ def _fit(cli: TrainingCLI) -> Results | None:
     if trainer.fast_dev_run or not trainer.is_global_zero:  # nothing is written
         return _fit_and_test(cli)
     with only_writer(cli.folder):
-        _write_text(cli.folder / "config.yaml", cli.config_text())
-        _write_text(cli.folder / "versions.json", json.dumps(versions(trainer.strategy.root_device), indent=2) + "\n")
+        if cli.is_new and has_run(cli.folder):
+            raise ConfigError(f"another process has run in {cli.folder} meanwhile; choose another --run.name")
+        trainer.callbacks.append(_Description(cli.folder, cli.config_text()))  # type: ignore[attr-defined]
         return _fit_and_test(cli)
+
+
+class _Description(callbacks.Callback):
+    """Says in the folder what the run is, once a checkpoint has been taken: one that does not fit changes nothing."""
+
+    def __init__(self, folder: Path, config: str) -> None:
+        self.folder, self.config = folder, config
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the configuration and the versions."""
+        if trainer.is_global_zero:
+            found = versions(trainer.strategy.root_device)
+            _write_text(self.folder / "config.yaml", self.config)
+            _write_text(self.folder / "versions.json", json.dumps(found, indent=2) + "\n")
 
 
 def _fit_and_test(cli: TrainingCLI) -> Results | None:

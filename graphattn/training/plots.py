@@ -30,19 +30,20 @@ def metric_label(name: str) -> str:
     return _LABELS.get(name, name.replace("_", " "))
 
 
-def plot_curves(rows: Sequence[dict[str, float]], path: str | Path) -> None:
+def plot_curves(rows: Sequence[dict[str, float]], path: str | Path, metric: str = "loss") -> None:
     """Draw loss and metrics over epochs, training and validation together, one panel for each quantity.
 
     Args:
         rows: One dict an epoch with ``epoch`` and ``train/<name>``, ``val/<name>`` entries.
         path: The PNG file, written atomically.
+        metric: The run's own metric, drawn beside those that all runs share.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     hits = sorted({name[4:] for row in rows for name in row if name.startswith("val/hits@")})
-    panels = {name: curves for name in (*_LABELS, *hits) if (curves := _curves(rows, name))}
+    panels = {name: curves for name in (*_LABELS, *hits, metric) if (curves := _curves(rows, name))}
     if not panels:
         return
     figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")

@@ -83,6 +83,9 @@ class SelfEnsembling(Callback):
         keep: Share of sources that is kept meanwhile; ``None``: what training left.
         seed: Of the sub-graphs, the same in each evaluation.
         validation: In validation too, which costs K times as much.
+
+    Raises:
+        ConfigError: If ``keep`` is not given and :class:`SSAPhases` end on the whole graph: all passes were the same.
     """
 
     def __init__(
@@ -95,6 +98,15 @@ class SelfEnsembling(Callback):
     ) -> None:
         self.passes, self.average, self.keep, self.seed, self.validation = passes, average, keep, seed, validation
         self._open: ExitStack | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse phases that leave nothing to draw, before a training and not after it."""
+        phases = [x for x in trainer.callbacks if isinstance(x, SSAPhases)]  # type: ignore[attr-defined]
+        if self.keep is None and any(x.at(1.0).get("keep") == 1.0 for x in phases):
+            raise ConfigError(
+                "SelfEnsembling averages passes with the keep that training leaves, and SSAPhases end with keep=1.0, "
+                "where all passes are the same: give SelfEnsembling a keep, such as 0.25"
+            )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to average."""

@@ -8,13 +8,14 @@ graph layer makes many small calls.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["Packed", "autocast", "is_plain", "register"]
+__all__ = ["Packed", "autocast", "in_full", "is_plain", "register"]
 
 _LIBRARY = torch.library.Library("graphattn", "FRAGMENT")
 
@@ -198,3 +199,13 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64 else x
 
     return tuple(cast(x) for x in tensors)
+
+
+def in_full(x: Tensor) -> AbstractContextManager[Any]:
+    """Products in the dtype of their factors: autocast has been heeded when the arguments came in."""
+    if not torch._C._is_any_autocast_enabled():
+        return nullcontext()
+    device = x.device.type
+    if device in ("cpu", "cuda", "mps", "xpu") and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()

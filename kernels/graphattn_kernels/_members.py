@@ -7,7 +7,6 @@ the same member, and nobody else.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from graphattn_kernels._calls import check_alike, lacks, triton_or
 from graphattn_kernels.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["MEMBERS_SCHEMA", "WHOLE", "Members", "batched", "checked", "in_full", "select", "without_padding"]
+__all__ = ["MEMBERS_SCHEMA", "WHOLE", "Members", "batched", "checked", "select", "without_padding"]
 
 MEMBERS_SCHEMA = "Tensor? target_lengths, Tensor? source_lengths, Tensor? target_ptr, Tensor? source_ptr"
 
@@ -56,16 +55,6 @@ WHOLE = Members(None, None, None, None)
 def batched(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """With a batch axis of one where there is none."""
     return (q, k, v) if q.dim() == 4 else (q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0))
-
-
-def in_full(x: Tensor) -> AbstractContextManager[Any]:
-    """Products in the dtype of their factors: autocast has been heeded when the arguments came in."""
-    if not torch._C._is_any_autocast_enabled():
-        return nullcontext()
-    device = x.device.type
-    if device in ("cpu", "cuda", "mps", "xpu") and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
 
 
 def without_padding(x: Tensor, lengths: Tensor | None) -> Tensor:

@@ -148,7 +148,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     The first write to each page of 4 KiB goes through the system. With 2.5M edges between 169k rows of 512 bytes,
     forward and backward of attention spent a fifth of their time there, and a thirtieth with large pages.
     """
-    x = torch.empty(shape, dtype=dtype)
+    x = torch.empty(shape, dtype=dtype, device="cpu")  # whatever the default device is
     if _madvise is not None and x.nbytes >= _LARGE:
         begin = -(-x.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         size = x.data_ptr() + x.nbytes - begin

@@ -122,9 +122,9 @@ class _Entry:
 
     def latest(self) -> Schedule:
         """Without room for hubs once it is known, without waiting, that there are none; results do not differ."""
-        if self.count is not None and (self.counted is None or self.counted.query()):
-            if int(self.count) == 0:
-                plan = self.schedule
+        count, plan = self.count, self.schedule  # looked at once: another thread may be done with them meanwhile
+        if count is not None and (self.counted is None or self.counted.query()):
+            if int(count) == 0:
                 row, begin, end = (x[plan.num_parts :] for x in (plan.row, plan.begin, plan.end))
                 self.schedule = Schedule(row, begin, end, 0, None)
             self.count = None

@@ -44,7 +44,7 @@ def segment_sum(rows: Tensor, ptr: Tensor) -> Tensor:
     if not rows.is_cpu:
         return torch.segment_reduce(rows, "sum", offsets=ptr, axis=0, unsafe=True, initial=0)
     # A bag is summed in order by one thread, 4 to 20 times as fast as index_add_ or segment_reduce do it.
-    every = torch.arange(rows.shape[0], dtype=ptr.dtype)
+    every = torch.arange(rows.shape[0], dtype=ptr.dtype, device=ptr.device)
     flat = rows.detach().reshape(rows.shape[0], math.prod(rows.shape[1:]))
     out = embedding_bag(every, flat, ptr, mode="sum", include_last_offset=True)
     return out.reshape(ptr.shape[0] - 1, *rows.shape[1:])
@@ -67,7 +67,7 @@ def weighted_sum(weights: Tensor, values: Tensor, view: View) -> Tensor:
     # A bag for each head and owner over the rows of all heads: nothing of the size of edges x channels is made.
     heads, channels = values.shape[1:]
     wide = torch.int64 if heads * max(values.shape[0], view.num_edges) >= 2**31 else view.index.dtype
-    head = torch.arange(heads, dtype=wide).unsqueeze(1)
+    head = torch.arange(heads, dtype=wide, device=values.device).unsqueeze(1)
     index = view.index.to(wide) * heads + head
     begin = view.ptr[:-1].to(wide) + head * view.num_edges
     offsets = torch.cat([begin.flatten(), begin.new_tensor([heads * view.num_edges])])

@@ -26,7 +26,7 @@ def array(x: Tensor, dtype: torch.dtype) -> Array:
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Array:
     """Room for a result; torch's, so that the tests can fill it with NaN."""
-    return torch.empty(shape, dtype=dtype).numpy()
+    return torch.empty(shape, dtype=dtype, device="cpu").numpy()
 
 
 def edges(view: View) -> tuple[Array, Array, Array]:

@@ -53,7 +53,7 @@ class SourceLists(NamedTuple):
     def places(self) -> Tensor:
         """int64 ``[1 or copies, blocks, block]``: the target at each place, -1 for nobody."""
         if self.target is not None:
-            return self.target.view(-1, self.blocks, self.block).long()
+            return self.target.view(self.target.shape[0], self.blocks, self.block).long()
         place = torch.arange(self.blocks * self.block, device=self.index.device)
         return place.masked_fill_(place >= self.num_targets, -1).view(1, self.blocks, self.block)
 

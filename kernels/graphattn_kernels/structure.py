@@ -91,8 +91,9 @@ def flat(structure: Structure) -> tuple[Tensor | None, ...]:
 
 
 def unflat(args: tuple[Tensor | None, ...]) -> Structure:
-    """The inverse of :func:`flat`; further arguments are ignored."""
-    return Structure(View(*args[0:4]), View(*args[4:8]))  # type: ignore[arg-type]
+    """The inverse of :func:`flat`, with the arrays dense, as kernels read them; further arguments are ignored."""
+    arrays = [x if x is None or x.is_contiguous() else x.contiguous() for x in args[:NUM_ARGS]]
+    return Structure(View(*arrays[:4]), View(*arrays[4:]))  # type: ignore[arg-type]
 
 
 def check_rows(name: str, rows: Tensor, size: int, what: str, *, dim: int | None = None) -> None:
@@ -103,5 +104,5 @@ def check_rows(name: str, rows: Tensor, size: int, what: str, *, dim: int | None
         raise ArgumentTypeError(f"{name} must be a floating tensor, got {rows.dtype}")
     if dim is not None and rows.dim() != dim:
         raise ArgumentError(f"{name} must have {dim} dimensions, got shape {list(rows.shape)}")
-    if rows.shape[0] != size:
+    if rows.dim() == 0 or rows.shape[0] != size:
         raise ArgumentError(f"{name} must have one row for each {what} ({size}), got shape {list(rows.shape)}")

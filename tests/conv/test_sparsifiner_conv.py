@@ -184,7 +184,8 @@ def test_construction(sample: Any) -> None:
     assert {"predictor.down", "predictor.up", "lin_key.weight"} <= changed
     for options, text in (
         ({"keep": 0.0}, r"keep must be a share in \(0, 1\], got 0.0"),
-        ({"keys": 0}, "keys must be positive"),
+        ({"keys": 0}, "keys must be a positive int, got 0"),
+        ({"keys": 2.5}, "keys must be a positive int, got 2.5"),
         ({"aggr": "mean"}, "aggr"),
         ({"rank": 0}, "rank must be positive"),
     ):

@@ -55,8 +55,25 @@ def test_each_graph_of_a_batch_draws_its_own() -> None:
     _, (kept, _) = conv(torch.randn(40, 6), graph, batch=batch, return_attention_weights=True)
     others = kept[:, kept[0] != kept[1]][0].unique()
     assert (others < 12).sum() == 3 and (others >= 12).sum() == 7
-    with pytest.raises(ArgumentError, match=r"batch must be int64 \[40\]"):
+    with pytest.raises(ArgumentError, match=r"batch must have an entry for each of 40 sources, got \[5\]"):
         conv(torch.randn(40, 6), graph, batch=batch[:5])
+    with pytest.raises(ArgumentError, match="batch must ascend"):
+        conv(torch.randn(40, 6), graph[:, :0], batch=batch.flip(0))
+
+
+def test_each_graph_of_a_batch_draws_its_own_where_edges_are_a_graph_and_where_sources_are_no_targets() -> None:
+    sizes, batch = torch.tensor([12, 28]), torch.tensor([0] * 12 + [1] * 28)
+    index = patterns.blocks(torch.tensor([0, 12, 40])).edge_index
+    conv = SSAConv(TransformerConv(6, 4), 0.25, minimum=2).train()
+    x = torch.randn(40, 6)
+    _, (kept, _) = conv(x, TokenGraph.from_edge_index(index, 40), batch=batch, return_attention_weights=True)
+    others = kept[0][kept[0] != kept[1]].unique()
+    assert [(others < 12).sum(), (others >= 12).sum()] == [3, 7]
+    targets = torch.tensor([0, 0, 0, 1])
+    index = (targets[:, None] == batch).nonzero().T.flip(0)  # all of its own graph
+    _, (kept, _) = conv((x, x[:4]), index, batch=(batch, targets), return_attention_weights=True)
+    assert torch.equal(torch.bincount(batch[kept[0].unique()]), sizes // 4)
+    assert torch.equal(torch.bincount(kept[1]), torch.tensor([3, 3, 3, 7]))
 
 
 @LAYERS

@@ -312,6 +312,14 @@ def test_bad_input() -> None:
         TokenGraph.top_k(torch.zeros(4, 4), -1)
     with pytest.raises(ArgumentError, match="a row for each block of 2 of the 4 targets"):
         TokenGraph.top_k(torch.zeros(3, 4), 1, block=2)
+    for sources, block in ((5, None), (5, 2)):
+        scores = torch.zeros(4 if block is None else 2, sources)
+        with pytest.raises(ArgumentError, match="keep_self needs as many targets as sources, got 4 and 5"):
+            TokenGraph.top_k(scores, 1, block=block, num_targets=4, keep_self=True)
+    for rows in (torch.ones(5, dtype=torch.bool), torch.tensor([0])):
+        for choose in (TokenGraph.top_k, TokenGraph.threshold):
+            with pytest.raises(ArgumentError, match=r"full_rows must be bool \[4\], got torch"):
+                choose(torch.zeros(4, 4), 1, full_rows=rows)
     with pytest.raises(ArgumentTypeError, match="mask must be a bool tensor"):
         TokenGraph.from_mask(torch.zeros(4, 4))
     with pytest.raises(ArgumentError, match="axes must be one of"):

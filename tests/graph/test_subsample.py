@@ -248,6 +248,8 @@ def test_bad_input() -> None:
         subsample.jittered_windows(torch.zeros(2, 5, 1), 0.5, 1.0, batch=3)
     with pytest.raises(ArgumentError, match="tau must be positive, got 0"):
         subsample.gumbel_hops(torch.zeros(3, 3), 0.5, 0.0)
+    with pytest.raises(ArgumentTypeError, match=r"hops must be a tensor \[..., N, N\], got \[3\]"):
+        subsample.gumbel_hops(torch.zeros(3), 0.5, 1.0)
     with pytest.raises(ArgumentError, match="keep must be a probability"):
         subsample.uniform_pairs(5, -0.1)
 

@@ -231,6 +231,14 @@ def test_nothing(shape: tuple[int, ...], backend: str) -> None:
     assert torch.autograd.grad(out.sum(), cube)[0].shape == shape
 
 
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_threshold_is_not_rounded_to_the_dtype_of_the_cube(dtype: torch.dtype, backend: str) -> None:
+    cube = torch.full((1, 4, 1, 2), 0.3, dtype=dtype, device=DEVICE)
+    assert (cube.double() > 0.3).all()  # rounded up
+    assert agreed_edges(cube, threshold=0.3, logits=False, backend=backend).flatten().tolist() == [4, 2]
+
+
 def test_opcheck_of_gather() -> None:
     cube = torch.randn(1, 8, 4, 5, requires_grad=True, dtype=torch.float64)
     for rank in (0, 1, 3):

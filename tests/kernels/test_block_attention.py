@@ -148,6 +148,27 @@ def test_no_tokens(targets: int, sources: int) -> None:
     assert all(torch.isfinite(g).all() for g in torch.autograd.grad(out.sum(), x))
 
 
+def test_arrays_with_strides_are_refused() -> None:
+    blocks = from_mask(torch.ones(1, 3, 3, dtype=torch.bool), 32, 32)
+    with pytest.raises(ArgumentError, match=r"arrays of the graph must be contiguous, got strides \[2\]"):
+        block_attention(blocks._replace(target=torch.arange(6, dtype=torch.int32)[::2]), *[torch.randn(3, 2, 4)] * 3)
+
+
+def test_no_targets_of_a_graph_for_each_head() -> None:
+    blocks = from_mask(torch.ones(2, 0, 3, dtype=torch.bool), 32, 32, leading="h")
+    out, lse = block_attention(blocks, *(torch.randn(n, 2, 4) for n in (0, 3, 3)), backend="reference")
+    assert out.shape == (0, 2, 4) and lse.shape == (0, 2)
+
+
+def test_autocast_casts_the_arguments_only() -> None:
+    blocks = from_mask(torch.rand(1, T, S) < 0.5, 32, 32)
+    x = [torch.randn(n, 2, 4) for n in (T, S, S)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = block_attention(blocks, *x, backend="reference")
+    expected = block_attention(blocks, *(y.bfloat16() for y in x), backend="reference")
+    assert found[1].dtype == torch.float32 and all(map(torch.equal, found, expected))
+
+
 def inputs(**other: Tensor) -> dict[str, Tensor]:
     return {"q": torch.randn(B, T, H, 4), "k": torch.randn(B, S, H, 4), "v": torch.randn(B, S, H, 6), **other}
 

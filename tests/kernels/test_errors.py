@@ -55,6 +55,9 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "bias-rows": ({"edge_bias": torch.zeros(E + 1, H)}, ArgumentError, f"edge_bias .*each edge \\({E}\\)"),
     "bias-dims": ({"edge_bias": torch.zeros(E)}, ArgumentError, "edge_bias must have 2 dimensions"),
     "bias-heads": ({"edge_bias": torch.zeros(E, H + 1)}, ArgumentError, "edge_bias must be \\[E, 2\\]"),
+    "bias-type": ({"edge_bias": [1.0]}, ArgumentTypeError, "edge_bias must be a tensor, got list"),
+    "gate-type": ({"edge_gate": 1.0}, ArgumentTypeError, "edge_gate must be a tensor, got float"),
+    "att-type": ({"att": [1.0], "negative_slope": 0.2}, ArgumentTypeError, "att must be a tensor, got list"),
     "gate-channels": ({"edge_gate": torch.zeros(E, H, 1)}, ArgumentError, "edge_gate must be"),
     "k-device": ({"k": torch.zeros(S, H, D, device="meta")}, ArgumentTypeError, "k .*device of q"),
     "clamp-zero": ({"clamp": 0.0}, ArgumentError, "clamp must be positive, got 0.0"),
@@ -83,6 +86,8 @@ def test_the_graph_must_be_on_the_device_of_the_rows() -> None:
 
 SPARSE: dict[str, tuple[Callable[[], object], str]] = {
     "segment_sum": (lambda: segment_sum(GRAPH, torch.zeros(E + 1)), "rows .*each edge"),
+    "segment_sum-dims": (lambda: segment_sum(GRAPH, torch.tensor(1.0)), r"rows .*each edge .*got shape \[\]"),
+    "spread-dims": (lambda: spread(GRAPH, torch.tensor(1.0)), r"rows .*each target .*got shape \[\]"),
     "spread": (lambda: spread(GRAPH, torch.zeros(T + 1, 2)), "rows .*each target"),
     "sddmm-rows": (lambda: sddmm(GRAPH, torch.zeros(S, 1, 2), torch.zeros(S, 1, 2)), "a .*each target"),
     "sddmm-heads": (lambda: sddmm(GRAPH, torch.zeros(T, 1, 2), torch.zeros(S, 2, 2)), "a and b must share"),

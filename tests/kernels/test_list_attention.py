@@ -287,6 +287,28 @@ def test_bad_input(error: type[Exception], match: str, given: dict[str, Any]) ->
         list_attention(lists, **{**good, **given})
 
 
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+@pytest.mark.parametrize("own", [False, True])
+def test_autocast_casts_the_arguments_only(own: bool, backend: str) -> None:
+    lists = make(sources=40)._replace(own=own)
+    x = [y.float() for y in tokens(lists)]
+    with torch.autocast(DEVICE, torch.bfloat16):
+        found = list_attention(lists, *x, backend=backend)
+    expected = list_attention(lists, *(y.bfloat16() for y in x), backend=backend)
+    for a, b in zip(found, expected, strict=True):
+        assert a is not None and b is not None and a.dtype == b.dtype and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", ["reference", "gather", "dense"])
+@pytest.mark.parametrize("placed", [False, True])
+def test_no_targets(placed: bool, backend: str) -> None:
+    index = torch.zeros((1, 0, 4), dtype=torch.int32, device=DEVICE)
+    order = index.new_zeros((1, 0)) if placed else None
+    lists = SourceLists(index, None, order, 0, 27, 16, "", causal=False, own=False, disjoint=True)
+    out, _ = list_attention(lists, *(x.float() for x in tokens(lists)), need_lse=False, backend=backend)
+    assert out.shape == (2, 0, 2, 12)
+
+
 # --- on a GPU -------------------------------------------------------------------------------------------------
 
 

@@ -313,6 +313,14 @@ def test_no_tokens(targets: int, sources: int, backend: str) -> None:
         assert grad.shape == y.shape and (grad == 0).all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_norm_of_values_without_channels(backend: str) -> None:
+    q, k = (torch.ones(n, 1, 4, device=DEVICE, requires_grad=True) for n in (2, 8))
+    out, norm = relu_attention(q, k, k.new_ones(8, 1, 0), scale=0.5, backend=backend)
+    assert out.shape == (2, 1, 0) and norm.item() == 8.0  # 16 scores of 2
+    assert all((grad != 0).all() for grad in torch.autograd.grad(norm.sum(), (q, k)))
+
+
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_one_gradient_of_two(backend: str) -> None:
     """A loss that sees one result only, and inputs of which one needs a gradient."""

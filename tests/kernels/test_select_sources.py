@@ -190,6 +190,12 @@ def test_bad_input() -> None:
         order_sources(x)
     with pytest.raises(ArgumentTypeError, match="k must be an int, got 1.5"):
         select_lists(x, 1.5)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match="own must be an int, got 1.5"):
+        select_lists(x, 1, own=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="room must not be negative, got -1"):
+        select_lists(x, 1, room=-1)
+    with pytest.raises(ArgumentTypeError, match="scores must be a floating tensor, got torch.uint8"):
+        select_bits(x.byte(), 1)
     with pytest.raises(ArgumentError, match=r"always must have shape \[3\]"):
         select_bits(x, 1, always=torch.ones(2, dtype=torch.bool))
     with pytest.raises(ArgumentTypeError, match="full must be a bool tensor, got torch.float32"):

@@ -159,6 +159,8 @@ def test_ties_go_to_the_lowest_source_and_itself_is_kept_on_request() -> None:
     assert (mask[..., budget:, :].sum(-1) == budget + 1).all()
     shared = mask_of(layer(keep_self=True, select="block", block=3, **options), x)
     assert shared.diagonal(dim1=-2, dim2=-1).all() and (shared[..., 1:, :].sum(-1) == budget).all()
+    shared = mask_of(layer(keep_self=True, select="block", block=7, **options), x)  # more tokens than keys
+    assert shared.diagonal(dim1=-2, dim2=-1).all() and (shared[..., 1:, :].sum(-1) == 7).all()
 
 
 def test_a_threshold_keeps_what_is_above_it() -> None:
@@ -453,7 +455,8 @@ def test_bad_arguments() -> None:
     for options, text in (
         ({"keep": 0.0}, r"keep must be a share in \(0, 1\], got 0.0"),
         ({"keep": 5}, r"keep must be a share in \(0, 1\], got 5; keys"),
-        ({"keys": 0}, "keys must be positive, got 0"),
+        ({"keys": 0}, "keys must be a positive int, got 0"),
+        ({"keys": 2.5}, "keys must be a positive int, got 2.5"),
         ({"select": "row"}, "select must be 'query' or 'block', got 'row'"),
         ({"selector": "best"}, "selector must be one of"),
         ({"selector": "window"}, "needs grid_size"),
@@ -556,6 +559,17 @@ def test_no_tokens_and_none_after_the_prefix(select: Any) -> None:
     empty = torch.zeros(0, WIDTH, dtype=torch.float64)
     for form in ("free", "oracle", "random"):
         assert layer(form, prefix_tokens=0, select=select)(empty, patterns.complete(0))[0].shape == (0, WIDTH)
+
+
+def test_nothing_is_chosen_where_there_are_no_candidates() -> None:
+    module, graph = layer("free"), TokenGraph.from_edge_index(torch.zeros(2, 0, dtype=torch.int64), N)
+    seen = call(module, rows(BATCH), graph)
+    assert module.chosen(seen).shape == (BATCH * HEADS, 0) and module.choose(*seen[:3]).num_edges == 0
+
+
+def test_repr_shows_the_budget_that_counts() -> None:
+    for options, text in (({}, "keep=0.25"), ({"keys": 3}, "keys=3"), ({"keys": 3, "threshold": 0.1}, "threshold=0.1")):
+        assert f"heads={HEADS}, {text}, select=" in repr(layer(**options))
 
 
 def test_shares_of_edges_are_rounded_as_shares_of_tokens() -> None:

@@ -192,6 +192,22 @@ def test_local_windows_on_a_grid_and_along_members() -> None:
         module.draw(patterns.complete(40))
 
 
+@pytest.mark.parametrize(("keep", "window"), [(0.3, 3), (0.4, 4), (0.6, 6)])
+def test_windows_that_do_not_come_out_even_are_of_one_size(keep: float, window: int) -> None:
+    """On edges as on a complete graph, so that the window's share is the probability of an edge."""
+    complete = patterns.complete(10)
+    edges = TokenGraph.from_edge_index(complete.edge_index, 10)
+    plain = wrap(keep, "local", sigma=0.0, minimum=1, keep_self=False)
+    assert torch.equal(plain.draw(edges).graph.to_dense(), plain.draw(complete).graph.to_dense())
+    far = wrap(keep, "local", sigma=1e6, minimum=1, keep_self=False)
+    drawn = far.draw(edges, 50, share=True)
+    assert (drawn.graph.to_dense().sum(-1) == window).all() and isinstance(drawn.share, Tensor)
+    torch.testing.assert_close(drawn.share, torch.full_like(drawn.share, window / 10))
+    counts = far.draw(ragged()).graph.in_degree
+    sizes = torch.tensor([12] * 12 + [28] * 28 + [5] * 5)
+    assert torch.equal(counts, (keep * sizes.double() - 1e-9).ceil().long())
+
+
 @SCHEMES
 @WHOLE
 def test_tokens_that_are_always_read(name: str, scheme: str) -> None:
@@ -488,6 +504,14 @@ def test_a_graph_with_copies_of_its_own_is_drawn_copy_by_copy() -> None:
     assert module(x, graph)[0].shape == x.shape
     read = module.draw(graph).graph.to_dense()
     assert read.shape == (2, graph.num_targets, graph.num_sources) and not torch.equal(read[0], read[1])
+    # Edge rows are those of all copies, and so are the new ones: 0 where nothing was drawn.
+    module = SSA(EGTAttention(WIDTH, HEADS, 3).double(), 0.25, minimum=2)
+    module.generator = seeded(0)
+    new = module(x, graph, torch.randn(graph.num_edges, 3, dtype=torch.float64))[1]
+    module.generator = seeded(0)
+    drawn = module.draw(graph, edges=True).edge
+    assert new is not None and new.shape == (graph.num_edges, 3) and drawn is not None
+    assert torch.equal(new.any(-1).nonzero().flatten(), drawn.sort().values)
 
 
 # --- by name, and errors ----------------------------------------------------------------------------------

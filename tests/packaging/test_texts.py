@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -111,7 +112,8 @@ def test_your_own_graphs_train(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs/my-graphs/seed_0/results.md").is_file()
+    results = json.loads((tmp_path / "runs/my-graphs/seed_0/results.json").read_text())
+    assert results["last"] == results["best"]  # one epoch, tested twice on the same graphs
 
 
 def with_examples() -> list[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from pathlib import Path
@@ -89,6 +90,20 @@ def test_curves_with_gaps_nan_and_one_epoch(tmp_path: Path):
     plot_curves(rows[:1], tmp_path / "one.png")
     plot_curves([{"epoch": 0, "lr": 0.1}], tmp_path / "none.png")  # nothing to draw
     assert {path.name for path in tmp_path.iterdir()} == {"one.png", "two.png"}
+
+
+def test_the_metric_of_a_run_is_drawn_whatever_its_name(tmp_path: Path):
+    history = History(tmp_path)
+    history.rows = [{"epoch": number, "val/loss": 1.0} for number in range(2)]
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    module: Any = SimpleNamespace(metric="bits_per_character")
+    sizes = []
+    for value in (math.nan, 2.0):
+        history.rows = [{**row, "val/bits_per_character": value} for row in history.rows]
+        history.on_train_end(trainer, module)
+        header = (tmp_path / "curves.png").read_bytes()[16:24]
+        sizes.append(int.from_bytes(header[:4], "big"))
+    assert sizes[1] == 2 * sizes[0]  # a panel more
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch):

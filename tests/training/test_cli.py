@@ -69,6 +69,8 @@ def test_list_of_backends_says_which_run(capsys: pytest.CaptureFixture[str]):
         ({"data__init_args__batchsize": 3}, [], "Did you mean 'batch_size'"),
         ({}, ["--trainer.max_epoch=3"], "Did you mean 'trainer.max_epochs'"),
         ({}, ["--config", "missing.yaml"], "File does not exist"),
+        ({"seed_everything": -1}, [], "seed_everything must be a whole number from 0 to 4294967295, got -1"),
+        ({}, ["--seed_everything=false"], "seed_everything must be a whole number from 0 to 4294967295, got False"),
     ],
 )
 def test_a_wrong_configuration_is_one_message_and_code_2(
@@ -82,6 +84,17 @@ def test_a_wrong_configuration_is_one_message_and_code_2(
     err = capsys.readouterr().err
     assert err.startswith("graphattn: error: configuration: ") and expected in err
     assert "Traceback" not in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["fit", "leaderboard"])
+def test_what_a_constructor_says_of_its_arguments_is_one_message_and_code_2(
+    command: str, write_config: Write, capsys: pytest.CaptureFixture[str]
+):
+    options = {"out_channels": 2, "in_vocab": 3, "width": 3}
+    net = {"class_path": "graphattn.models.graph.GraphTransformer", "init_args": options}
+    config = write_config(model__init_args__model=net)
+    assert main([command, "--config", config]) == 2
+    assert capsys.readouterr().err.startswith("graphattn: error: width must be a positive multiple of heads")
 
 
 def test_a_null_that_the_parser_loses_is_explained(write_config: Write, capsys: pytest.CaptureFixture[str]):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,28 @@ def test_a_run_leaves_everything_in_its_folder(write_config: Write, capsys: pyte
     with np.load(FOLDER / "predictions.npz") as file:
         assert file["prediction"].ndim == 2 and file["prediction"].shape[1] == 2
     assert rows(FOLDER) == table  # scoring does not touch the history
+
+
+def test_two_at_once_do_not_share_a_folder(write_config: Write, monkeypatch: pytest.MonkeyPatch):
+    """Both found the folder empty; the second one waited until the first had ended."""
+    config = write_config(trainer__max_epochs=1)
+
+    @contextmanager
+    def after_another(folder: Path) -> Iterator[None]:
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text("of the first")
+        yield
+
+    monkeypatch.setattr("graphattn.training.main.only_writer", after_another)
+    with pytest.raises(ConfigError, match="another process has run in runs/toy/seed_3 meanwhile"):
+        run("fit", ["--config", config])
+    assert [path.name for path in FOLDER.iterdir()] == ["results.json"]
+
+
+def test_a_root_that_cannot_be_written_is_told(write_config: Write, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot make the folder file/toy/seed_3 .*--run\.root"):
+        run("fit", ["--config", write_config(), "--run.root=file"])
 
 
 def test_averaged_weights_are_what_is_tested_and_kept(write_config: Write):
@@ -175,6 +198,16 @@ def test_a_longer_run_goes_on_from_a_finished_one(write_config: Write):
     assert isinstance(results, Results) and results.epochs == 3 and len(rows(FOLDER)) == 3
 
 
+def test_how_a_session_began_is_not_what_is_scored_later(write_config: Write):
+    """The kept configuration of a resumed run scores the best checkpoint, like that of any other."""
+    run("fit", ["--config", write_config(trainer__max_epochs=2), "--run.if_exists=resume"])
+    config = str(FOLDER / "config.yaml")
+    assert yaml.safe_load(Path(config).read_text())["ckpt_path"] is None
+    run("fit", ["--config", config, "--ckpt_path=last", "--trainer.max_epochs=3"])
+    (FOLDER / "checkpoints" / "last.ckpt").write_bytes(b"")
+    assert run("test", ["--config", config])
+
+
 def test_epochs_without_validation_have_no_figures_of_it(write_config: Write):
     config = write_config(trainer__max_epochs=4, trainer__check_val_every_n_epoch=3)
     results = run("fit", ["--config", config])
@@ -218,6 +251,10 @@ def test_checkpoints_that_are_missing_or_bad(write_config: Write):
     with pytest.raises(CheckpointError, match="no checkpoint .*last.ckpt.*train first"):
         run("fit", ["--config", config, "--ckpt_path", "last"])
     run("fit", ["--config", config])
+    kept = (FOLDER / "config.yaml").read_text()
+    with pytest.raises(CheckpointError, match="does not fit Net"):
+        run("fit", ["--config", config, "--ckpt_path=last", "--model.model.width=4", "--trainer.max_epochs=2"])
+    assert (FOLDER / "config.yaml").read_text() == kept  # still the one of the checkpoints beside it
     last = FOLDER / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="truncated or corrupt"):

@@ -114,6 +114,9 @@ def test_errors(data: TextDataModule) -> None:
     plain = Plain(CausalTransformer(5, 16, 2, 1))
     with pytest.raises(ConfigError, match="SSAPhases needs a model with an SSA mechanism, Plain has none"):
         Trainer(max_epochs=1, callbacks=[SSAPhases()], **QUIET).fit(plain, datamodule=data)
+    phases = [SSAPhases(), SelfEnsembling()]
+    with pytest.raises(ConfigError, match=r"SSAPhases end with keep=1.0, where all passes are the same"):
+        Trainer(max_epochs=1, callbacks=phases, **QUIET).fit(task(), datamodule=data)
     with pytest.raises(ConfigError, match="set max_epochs or max_steps"):
         Trainer(max_epochs=-1, callbacks=[SSAPhases()], **QUIET).fit(task(), datamodule=data)
     with pytest.raises(ConfigError, match="needs batches with x and y"):

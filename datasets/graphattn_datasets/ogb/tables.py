@@ -85,6 +85,8 @@ def _each_block(path: Path, take: Callable[[bytes], None]) -> None:
     """Give whole lines to ``take``, many at a time."""
     rest = b""
     try:
+        if path.stat().st_size == 0:  # gzip reads nothing from it, without a word
+            raise EOFError("the file is empty")
         with gzip.open(path, "rb") as file:
             while block := file.read(_CHUNK):
                 block = rest + block

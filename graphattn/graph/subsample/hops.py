@@ -52,7 +52,8 @@ def gumbel_hops(
     if isinstance(hops, TokenGraph):
         hops = hops_between(hops, most)
     if not isinstance(hops, Tensor) or hops.dim() < 2:
-        raise ArgumentTypeError(f"hops must be a tensor [..., N, N], got {type(hops).__name__}")
+        got = list(hops.shape) if isinstance(hops, Tensor) else type(hops).__name__
+        raise ArgumentTypeError(f"hops must be a tensor [..., N, N], got {got}")
     tokens = hops.shape[-1]
     flat = hops.reshape(math.prod(hops.shape[:-2]), *hops.shape[-2:])
     distance = flat.float()

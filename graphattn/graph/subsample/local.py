@@ -40,7 +40,7 @@ def jittered_windows(
     Args:
         positions: N (a sequence), ``(height, width)`` (a grid, row by row), or floating ``[N]`` or ``[N, k]`` (a
             graph's Laplacian coordinates or breadth-first order; one coordinate counts by rank, so that sigma is in
-            tokens; with a batch ``[B, N]`` or ``[B, N, k]``, too).
+            tokens; with a batch ``[B, N, k]``, too).
         keep: Share of the sources that each target reads.
         sigma: Standard deviation of the noise, in tokens (sequence, one coordinate), cells (grid), or units of the
             positions.

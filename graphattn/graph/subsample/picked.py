@@ -48,10 +48,9 @@ def pick_edges(
         keep = kept[copy, source].unsqueeze(0) if batch is None else kept[:, source]
         share = part[source]
     else:
-        windows = _windows(graph, plan, max(copies, graph.num_copies), generator)
-        home, cell, part = windows
-        inside = cell[copy, source].unsqueeze(0) if batch is None else cell[:, source]
-        keep = home[target] == inside
+        begin, window, rank, part = _windows(graph, plan, max(copies, graph.num_copies), generator)
+        place = (rank[copy, source].unsqueeze(0) if batch is None else rank[:, source]) - begin[target]
+        keep = (place >= 0) & (place < window[target])
         share = part[source]
     sure = source - member_start(graph, source) < plan.always
     if self_offset is not None and plan.keep_self is not False:
@@ -110,9 +109,10 @@ def _sources(graph: TokenGraph, plan: Plan, copies: int, generator: torch.Genera
 
 def _windows(
     graph: TokenGraph, plan: Plan, copies: int, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The window of each target ``[T]``, the window that each source fell into ``[copies, S]``, and the probability
-    ``[S]``: windows along the order of tokens, or of their positions, in each member by itself."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where the window of each target begins and its size ``[T]``, the place of each source ``[copies, S]``, and the
+    probability ``[S]``: windows along the order of tokens, or of their positions, in each member by itself. As in
+    :func:`jittered_windows`, the last one reaches back, so that all are of one size."""
     if plan.shape is not None:
         raise ArgumentError("scheme='local' with a shape is for complete and causal graphs")
     if not graph.is_square:
@@ -134,10 +134,8 @@ def _windows(
     order = noisy.argsort(dim=1)
     order = order.gather(1, member[order].argsort(dim=1, stable=True))
     rank = torch.empty_like(order).scatter_(1, order, place.expand(copies, -1))
-    cells = (sizes[member] // window.clamp(min=1)).clamp(min=1)  # what does not come out even joins the last window
-    home = torch.minimum(along // window, cells - 1)
-    cell = torch.minimum(rank // window, cells - 1)
-    return home, cell, (window / sizes[member].clamp(min=1)).float()
+    begin = torch.minimum(along // window.clamp(min=1) * window, sizes[member] - window)
+    return begin, window, rank, (window / sizes[member].clamp(min=1)).float()
 
 
 def _ranks(positions: Tensor, member: Tensor, tokens: int) -> Tensor:

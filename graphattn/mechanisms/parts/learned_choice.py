@@ -103,9 +103,10 @@ class LearnedChoice(nn.Module):
             mask = self.choose(graph, q, k, tokens=tokens).to_dense()
             return mask[..., mask.shape[-2] - (graph.num_targets - self.prefix_tokens) :, :]
         scores = self.edge_ranking(graph, q, k, tokens)
-        mask = torch.zeros(scores.shape[:-2].numel() * self.heads * graph.num_edges, dtype=torch.bool, device=q.device)
+        copies = scores.shape[:-2].numel() * self.heads
+        mask = torch.zeros(copies * graph.num_edges, dtype=torch.bool, device=q.device)
         mask[self.among_edges(graph, scores)[1]] = True
-        return mask.view(-1, graph.num_edges)
+        return mask.view(copies, graph.num_edges)
 
     def approximate(self, graph: TokenGraph, q: Tensor, k: Tensor, *, tokens: Tensor | None = None) -> Tensor:
         """:math:`\\tilde A` as it learns, of the shape that :class:`Reconstruction` says.
@@ -170,5 +171,5 @@ def check_budget(keep: float, keys: int | None) -> None:
     """Raise unless the number of keys makes sense."""
     if isinstance(keep, bool) or not 0.0 < keep <= 1.0:
         raise ArgumentError(f"keep must be a share in (0, 1], got {keep!r}; keys=... is a number of them")
-    if keys is not None and (isinstance(keys, bool) or keys < 1):
-        raise ArgumentError(f"keys must be positive, got {keys}")
+    if keys is not None and (isinstance(keys, bool) or not isinstance(keys, int) or keys < 1):
+        raise ArgumentError(f"keys must be a positive int, got {keys!r}")

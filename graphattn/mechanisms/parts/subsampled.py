@@ -41,6 +41,7 @@ class Subsampled(nn.Module):
 
     Raises:
         ArgumentError: If a value is out of range.
+        ArgumentTypeError: If a number of tokens is no int.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class Subsampled(nn.Module):
         hops: Measure | None = None,
     ) -> None:
         super().__init__()
+        if not (isinstance(minimum, int) and isinstance(always, int)):
+            raise ArgumentTypeError(f"minimum and always must be ints, got {minimum!r} and {always!r}")
         if minimum < 1 or always < 0:
             raise ArgumentError(f"minimum must be 1 or more and always 0 or more, got {minimum} and {always}")
         self.minimum, self.always, self.keep_self = minimum, always, keep_self

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from graphattn.errors import ConfigError
+from graphattn.training.config_errors import own_errors
 from graphattn.training.leaderboard.options import LeaderboardOptions
 from graphattn.training.lightning_cli import TrainingCLI
 from graphattn.training.results import Results, read_results
@@ -155,7 +156,8 @@ class _ConfigOnly(TrainingCLI):
 
     def instantiate_classes(self) -> None:
         """Model and data: what their arguments get wrong is told once and not by every run."""
-        self.config_init = self.parser.instantiate_classes(self.config)
+        with own_errors():
+            self.config_init = self.parser.instantiate_classes(self.config)
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
 

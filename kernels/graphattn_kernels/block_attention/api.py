@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from graphattn_kernels._calls import check_rows, lacks, triton_or
-from graphattn_kernels._library import autocast
+from graphattn_kernels._library import autocast, in_full
 from graphattn_kernels.block_attention import ops
 from graphattn_kernels.block_attention.impl import reference
 from graphattn_kernels.blocks import Blocks
@@ -64,7 +64,8 @@ def block_attention(
     if not batched:
         q, k, v = q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)
     if name == "reference":
-        out, lse = reference.block_attention(blocks, q, k, v, scale, clamp)
+        with in_full(q):
+            out, lse = reference.block_attention(blocks, q, k, v, scale, clamp)
     else:
         out, lse = attend_checked(blocks, q, k, v, scale, clamp)
     return (out, lse) if batched else (out.squeeze(0), lse.squeeze(0))
@@ -99,6 +100,8 @@ def _check(blocks: Blocks, q: Tensor, k: Tensor, v: Tensor) -> bool:
     for x in (*view, *blocks.by_source, blocks.target, blocks.source):
         if x is not None and x.dtype != torch.int32:
             raise ArgumentTypeError(f"the arrays of the graph must be int32, got {x.dtype}")
+        if x is not None and not x.is_contiguous():
+            raise ArgumentError(f"the arrays of the graph must be contiguous, got strides {list(x.stride())}")
     batch = q.shape[0] if q.dim() == 4 else 1
     rows = blocks.copies(batch, q.shape[-2]) * blocks.target_blocks
     if view.num_rows != rows:

@@ -43,6 +43,7 @@ def block_scores(q: Tensor, k: Tensor, block: int, *, backend: str = "auto") -> 
         raise ArgumentTypeError(f"block must be an int, got {block!r}")
     if block < 1:
         raise ArgumentError(f"block must be positive, got {block}")
+    q, k = q.detach(), k.detach()
     if backend == "reference" or triton_or("reference", backend, q.device, lambda: lacks(q, k)) == "reference":
-        return reference.block_scores(q.detach(), k.detach(), block)
+        return reference.block_scores(q, k, block)
     return ops.block_scores(q, k, block)

@@ -158,6 +158,8 @@ def check_channels(q: Tensor, edge_gate: Tensor | None, att: Tensor | None) -> N
 
 
 def _check_alike(name: str, x: Tensor, q: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise ArgumentTypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if x.dtype != q.dtype or x.device != q.device:
         raise ArgumentTypeError(
             f"{name} must have the dtype and device of q, {q.dtype} on {q.device}, got {x.dtype} on {x.device}"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from graphattn_kernels._calls import check_rows, lacks, triton_or
-from graphattn_kernels._library import autocast
+from graphattn_kernels._library import autocast, in_full
 from graphattn_kernels._segment import accumulate_dtype
 from graphattn_kernels.errors import ArgumentError, ArgumentTypeError, BackendError
 from graphattn_kernels.list_attention import ops
@@ -119,7 +119,8 @@ def _run(
         return gather.dense(lists, q, k, v, scale), None
     if name == "triton":
         return ops.list_attention(lists, q, k, v, scale, clamp)
-    return (reference if name == "reference" else gather).list_attention(lists, q, k, v, scale, clamp)
+    with in_full(q):
+        return (reference if name == "reference" else gather).list_attention(lists, q, k, v, scale, clamp)
 
 
 def _with_itself(

@@ -6,8 +6,8 @@ from numbers import Real
 
 from torch import Tensor
 
-from graphattn_kernels._library import autocast
-from graphattn_kernels._members import Members, batched, checked, in_full
+from graphattn_kernels._library import autocast, in_full
+from graphattn_kernels._members import Members, batched, checked
 from graphattn_kernels.errors import ArgumentError, ArgumentTypeError
 from graphattn_kernels.rank_one_attention import ops
 from graphattn_kernels.rank_one_attention.impl import reference

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphattn_kernels._library import register
-from graphattn_kernels._members import MEMBERS_SCHEMA, Members, in_full
+from graphattn_kernels._library import in_full, register
+from graphattn_kernels._members import MEMBERS_SCHEMA, Members
 from graphattn_kernels._segment import accumulate_dtype
 from graphattn_kernels.rank_one_attention.impl import gather
 

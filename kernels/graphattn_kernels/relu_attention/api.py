@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from graphattn_kernels._calls import check_channels
-from graphattn_kernels._library import autocast
-from graphattn_kernels._members import Members, batched, checked, in_full
+from graphattn_kernels._library import autocast, in_full
+from graphattn_kernels._members import Members, batched, checked
 from graphattn_kernels.errors import ArgumentError
 from graphattn_kernels.relu_attention import ops
 from graphattn_kernels.relu_attention.impl import reference

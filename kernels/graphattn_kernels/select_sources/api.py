@@ -49,11 +49,12 @@ def select_bits(
     """
     if (k is None) == (at is None):
         raise ArgumentError("give k (so many sources) or at (all sources above a score), not both")
-    if isinstance(scores, Tensor) and scores.dtype == torch.bool:
+    is_mask = isinstance(scores, Tensor) and scores.dtype == torch.bool
+    if is_mask:
         if at != 0:
             raise ArgumentTypeError("scores must be a floating tensor, got torch.bool (with at=0 it is a mask)")
         scores = scores.to(torch.float16) if not scores.is_cuda else scores.view(torch.uint8)
-    _check(scores, 0 if k is None else k, always, ("full", full, -2))
+    _check(scores, always, ("full", full, -2), is_mask=is_mask, k=0 if k is None else k)
     call = (scores, -1 if k is None else k, 0.0 if at is None else float(at), always, full, int(keep_self))
     if _select(backend, scores) == "reference":
         return reference.select_bits(scores.half() if scores.dtype == torch.uint8 else scores, *call[1:])
@@ -90,9 +91,7 @@ def select_lists(
         ArgumentTypeError: If types or dtypes do not fit.
         BackendError: If a backend that was named cannot run here.
     """
-    _check(scores, k, always, None)
-    if own < 0:
-        raise ArgumentError(f"own must not be negative, got {own}")
+    _check(scores, always, None, k=k, own=own, room=0 if room is None else room)
     room = min(k + own if room is None else room, scores.shape[-1])
     if _select(backend, scores) == "reference":
         return reference.select_lists(scores, k, room, always, own)
@@ -131,16 +130,24 @@ def _select(backend: str, scores: Tensor) -> str:
     return backend if backend == "reference" else triton_or("reference", backend, scores.device, lacks)
 
 
-def _check(scores: Tensor, k: int, always: Tensor | None, full: tuple[str, Tensor | None, int] | None) -> None:
-    if not isinstance(scores, Tensor) or not (scores.is_floating_point() or scores.dtype == torch.uint8):
+def _check(
+    scores: Tensor,
+    always: Tensor | None,
+    full: tuple[str, Tensor | None, int] | None,
+    *,
+    is_mask: bool = False,
+    **sizes: int,
+) -> None:
+    if not isinstance(scores, Tensor) or not (is_mask or scores.is_floating_point()):
         got = str(scores.dtype) if isinstance(scores, Tensor) else type(scores).__name__
         raise ArgumentTypeError(f"scores must be a floating tensor, got {got}")
     if scores.dim() != 3:
         raise ArgumentError(f"scores must be [copies, rows, S], got {list(scores.shape)}")
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise ArgumentTypeError(f"k must be an int, got {k!r}")
-    if k < 0:
-        raise ArgumentError(f"k must not be negative, got {k}")
+    for size_name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise ArgumentTypeError(f"{size_name} must be an int, got {size!r}")
+        if size < 0:
+            raise ArgumentError(f"{size_name} must not be negative, got {size}")
     for name, x, axis in (("always", always, -1), *(() if full is None else (full,))):
         if x is None:
             continue

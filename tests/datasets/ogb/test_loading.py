@@ -188,6 +188,9 @@ def test_wrong_splits_are_one_clear_error(ogb_files: Any):
     with pytest.raises(ArgumentError, match="split must be one of train, val, test"):
         load_dataset("ogbg_molhiv", root=str(ogb_files.root), split="valid")
     part = folder / "split" / "scaffold" / "valid.csv.gz"
+    part.write_bytes(b"")  # what an interrupted download may leave, and gzip takes for a file of nothing
+    with pytest.raises(DataError, match=r"valid.csv.gz is truncated or corrupt .*the file is empty"):
+        dataset.get_idx_split()
     for numbers, text in (
         (b"99\n", r"part 'valid' of the split must name 0\.\.29"),
         (None, "parts of the split overlap"),

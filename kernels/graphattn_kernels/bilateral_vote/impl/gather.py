@@ -54,7 +54,8 @@ def agreed_edges(cube: Tensor, threshold: float) -> Tensor:
     """See the API; ``threshold`` in the unit of the cube."""
     neighbours = cube.shape[1]
     bits = cube.new_zeros((cube.shape[0], *cube.shape[2:]), dtype=torch.uint8)
-    above = cube > threshold
+    # In float32 at least: PyTorch rounds the number to a half type on a CPU, and not on CUDA.
+    above = cube.to(accumulate_dtype(cube.dtype)) > threshold
     for c, (down, right) in enumerate(OFFSETS[neighbours]):
         agreed = above[:, c] & shifted(above[:, neighbours - 1 - c], down, right)
         bits += agreed.to(torch.uint8) << c

@@ -17,7 +17,7 @@ def block_attention(
     """See the API; memory is batch times heads times targets times sources."""
     dtype = accumulate_dtype(q.dtype)
     copies = q.shape[0] if "b" in blocks.leading else 1, q.shape[2] if "h" in blocks.leading else 1
-    mask = to_mask(blocks).unflatten(0, copies)
+    mask = to_mask(blocks).reshape(*copies, blocks.num_targets, blocks.num_sources)
     scores = torch.einsum("bthd,bshd->bhts", q.to(dtype), k.to(dtype)) * scale
     if clamp is not None:
         scores = scores.clamp(-clamp, clamp)

@@ -11,6 +11,7 @@ __all__ = ["block_means", "block_scores"]
 
 def block_means(rows: Tensor, block: int) -> Tensor:
     """Means over blocks of rows, ``[B, T, ...]`` to ``[B, ceil(T / block), ...]``; the last block may be short."""
+    block = min(block, max(rows.shape[1], 1))
     short = -rows.shape[1] % block
     blocks = F.pad(rows, (0, 0) * (rows.dim() - 2) + (0, short)).unflatten(1, (-1, block))
     sizes = blocks.new_full((blocks.shape[1], *[1] * (rows.dim() - 2)), block)

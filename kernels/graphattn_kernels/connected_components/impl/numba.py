@@ -18,7 +18,7 @@ def connected_components(edges: Tensor, neighbours: int) -> tuple[Tensor, Tensor
     """See the API; ``edges [N, H, W]``."""
     count, height, width = edges.shape
     bits = edges.contiguous().numpy()
-    labels, counts = empty(tuple(edges.shape), torch.int32), torch.zeros(count, dtype=torch.int32)
+    labels, counts = empty(tuple(edges.shape), torch.int32), edges.new_zeros(count, dtype=torch.int32)
     if not edges.numel():
         return labels, counts
     # Channels of the neighbours that a raster scan has met before: up-left, up, up-right, left.

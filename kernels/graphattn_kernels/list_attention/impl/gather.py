@@ -71,13 +71,14 @@ def dense(lists: SourceLists, q: Tensor, k: Tensor, v: Tensor, scale: float) -> 
         if parts > 1:
             k, v = (x.reshape(each, room, heads, x.shape[-1]).repeat_interleave(parts, 0) for x in (k, v))
             each *= parts
-    q, k, v = (x.reshape(each, -1, heads, x.shape[-1]).transpose(1, 2) for x in (q, k, v))
+    rows = zip((q, k, v), (batch * targets // max(each, 1), room, room), strict=True)
+    q, k, v = (x.reshape(each, n, heads, x.shape[-1]).transpose(1, 2) for x, n in rows)
     if q.is_cuda:
         with sdpa_kernel(_ORDER, set_priority=True):
             out = F.scaled_dot_product_attention(q, k, v, scale=scale)
     else:
         out = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    out = out.transpose(1, 2).reshape(batch, targets, heads, -1)
+    out = out.transpose(1, 2).reshape(batch, targets, heads, v.shape[-1])
     return out if order is None else _Rows.apply(_inverse(order), True, out)[0]
 
 
@@ -129,7 +130,7 @@ def list_attention(
         outs.append(weights @ v_rows)
         lses.append(lse)
     shape = (batch, heads, blocks * lists.block)
-    out = torch.cat(outs, 2).reshape(*shape, -1) if outs else v.new_zeros((*shape, v.shape[-1]), dtype=dtype)
+    out = torch.cat(outs, 2).reshape(*shape, v.shape[-1]) if outs else v.new_zeros((*shape, v.shape[-1]), dtype=dtype)
     lse = torch.cat(lses, 2).reshape(shape) if lses else out.new_zeros(shape)
     out, lse = _to_targets(lists, place, out, lse, targets)
     return out.transpose(1, 2).to(v.dtype), lse.transpose(1, 2)

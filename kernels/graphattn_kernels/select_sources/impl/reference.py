@@ -22,8 +22,8 @@ def chosen(scores: Tensor, k: int, at: float, always: Tensor | None, full: Tenso
     if always is not None:
         forced = forced | always
     if own:
-        row, column = torch.arange(scores.shape[1], device=scores.device), torch.arange(scores.shape[2])
-        forced = forced | (column.to(scores.device) // own == row[:, None])
+        row, column = (torch.arange(size, device=scores.device) for size in scores.shape[1:])
+        forced = forced | (column // own == row[:, None])
     if k < 0:
         # In float32 at least: PyTorch rounds the number to a half type on a CPU, and not on CUDA.
         mask = (scores.float() if scores.dtype.itemsize < 4 else scores) > at

@@ -28,15 +28,17 @@ class _Entry:
                 self.counted.record()
 
     def latest(self) -> Schedule:
-        if self.counts is not None and (self.counted is None or self.counted.query()):
-            self.schedule = _trimmed(self.schedule, *self.counts.tolist())
+        counts, plan = self.counts, self.schedule  # looked at once: another thread may be done with them meanwhile
+        if counts is not None and (self.counted is None or self.counted.query()):
+            self.schedule = _trimmed(plan, *counts.tolist())
             self.counts = None
         return self.schedule
 
 
 def _trimmed(plan: Schedule, num_hubs: int, num_parts: int) -> Schedule:
     """The same runs without those parts and hubs that do nothing; results do not differ."""
-    assert plan.hubs is not None
+    if plan.hubs is None:  # by another thread
+        return plan
     row, begin, end = (torch.cat([x[:num_parts], x[plan.num_parts :]]) for x in (plan.row, plan.begin, plan.end))
     hubs = Hubs(plan.hubs.row[:num_hubs], plan.hubs.part_ptr[: num_hubs + 1], plan.hubs.num_hubs)
     return Schedule(row, begin, end, num_parts, hubs if num_hubs else None)

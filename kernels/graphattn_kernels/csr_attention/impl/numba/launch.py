@@ -68,7 +68,7 @@ class _Arguments:
         """The same edges, with numbers where they have rows of their own, which are found by number."""
         if self.edge_rows.size == 0 or view.edge_id is not None:
             return view
-        return view._replace(edge_id=torch.arange(view.num_edges, dtype=view.index.dtype))
+        return view._replace(edge_id=torch.arange(view.num_edges, dtype=view.index.dtype, device=view.index.device))
 
     def empty(self, *shape: int) -> Tensor:
         return empty(shape, self.dtype)

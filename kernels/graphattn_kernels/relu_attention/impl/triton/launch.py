@@ -120,7 +120,7 @@ class _Call:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to sum, so that everything is zero."""
-        return 0 in (self.count, self.targets, self.sources, self.heads, self.width, self.v_width)
+        return 0 in (self.count, self.targets, self.sources, self.heads, self.width)
 
     def config(self, kernel: Any) -> Config:
         return configure(kernel, max(padded(self.width), padded(self.v_width)), self.kind.dtype)
