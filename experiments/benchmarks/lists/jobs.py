@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from experiments.benchmarks.peers.dense import aligned_rows
 from graphattn import TokenGraph, attend
 from graphattn.graph import subsample
 from graphattn.kernels import block_scores
@@ -104,7 +103,6 @@ def masks(quick: bool) -> Iterator[Job]:
         mask = torch.rand(batch, heads, 197, 197, device=DEVICE) < density
         mask |= torch.eye(197, dtype=torch.bool, device=DEVICE)
         yield Job("masks", case, "sdpa efficient, bool mask", dense("efficient", mask), x)
-        yield Job("masks", case, "sdpa efficient, aligned", dense("efficient", aligned_rows(mask)), x)
         bias = torch.zeros_like(mask, dtype=torch.float16).masked_fill_(~mask, float("-inf"))
         yield Job("masks", case, "sdpa cuDNN, bias", dense("cuDNN", bias), x)
         yield Job("masks", case, "sdpa flash2, no mask", dense("flash2"), x)

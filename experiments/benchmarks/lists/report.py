@@ -41,7 +41,6 @@ def ratios(rows: list[Row]) -> list[str]:
             ratio("masks", "masks", f"n={n} 10%", ["sdpa flash2, no mask"], "ours, mask ready", what, 1 / 1.1)
     for what, least in (("forward", 3.5), (both, 2.2)):
         ratio("17", "masks", "n=197 25%", ["sdpa efficient, bool mask"], "ours, mask ready", what, least)
-        ratio("17, rows of 208", "masks", "n=197 25%", ["sdpa efficient, aligned"], "ours, mask ready", what, least)
         ratio("17", "masks", "n=197 25%", ["sdpa cuDNN, bias"], "ours, mask ready", what, 1.0)
         ratio("17", "masks", "n=197 25%", ["flex"], "ours, mask ready", what, 1.0)
     return lines

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from experiments.benchmarks.peers.base import Call, Peer, Unsupported
 from experiments.benchmarks.workloads import Workload
 
-__all__ = ["SDPA", "aligned_rows"]
+__all__ = ["SDPA"]
 
 Change = Callable[[Tensor], Tensor]
 
@@ -59,13 +59,12 @@ def _plain(work: Workload, masked: bool) -> tuple[Change, Change, Tensor | None]
         if work.graph.num_tokens**2 > _MOST_PAIRS:
             raise Unsupported(f"a dense mask of {work.graph.num_tokens} x {work.graph.num_tokens}")
         dense = work.graph.dense
-        mask = aligned_rows(dense if dense.dim() == 4 else dense[None, None])
+        mask = _aligned(dense if dense.dim() == 4 else dense[None, None])
     return lambda x: x.transpose(-3, -2), lambda x: x.transpose(-3, -2), mask
 
 
-def aligned_rows(mask: Tensor) -> Tensor:
-    """Rows that begin at multiples of 16, which the kernels want of a mask (others are copied in every call); the same
-    values."""
+def _aligned(mask: Tensor) -> Tensor:
+    """Rows that begin at multiples of 16, which the kernels want of a mask; the same values."""
     n = mask.shape[-1]
     room = mask.new_zeros(*mask.shape[:-1], -(-n // 16) * 16)
     room[..., :n] = mask

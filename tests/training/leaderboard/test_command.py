@@ -28,11 +28,11 @@ Write = Callable[..., str]
 
 
 def table(folder: Path) -> dict[str, Any]:
-    """The row without the clock, the place and the command."""
+    """The row without the clock, the place, the command and the threads that this process and a seed's have."""
     row = json.loads((folder / "leaderboard.json").read_text())
     for found in row["seeds"]:
         del found["seconds"]
-    return {key: value for key, value in row.items() if key != "command"}
+    return {key: value for key, value in row.items() if key not in ("command", "hardware")}
 
 
 def trained(seed: int) -> int:
