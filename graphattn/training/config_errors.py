@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from graphattn.errors import GraphattnError
+from graphattn.errors import ConfigError, GraphattnError
 
 __all__ = ["explain", "own_errors"]
 
@@ -62,14 +62,18 @@ def explain(error: BaseException, known_keys: Iterable[str] = ()) -> str:
 @contextmanager
 def own_errors() -> Iterator[None]:
     """Let an error of ours out as it was raised: the parser tries every type that an argument may have, and wraps what
-    the constructors say in an error of its own."""
+    the constructors say in an error of its own; in lists, of which only the text is left."""
     try:
         yield
     except ValueError as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, GraphattnError):
             cause = cause.__cause__
-        raise error if cause is None else cause from None
+        if cause is not None:
+            raise cause from None
+        if str(error).startswith("Does not validate against"):
+            raise ConfigError(explain(error)) from error
+        raise
 
 
 def _near(text: str, class_path: str | None, known_keys: list[str]) -> str:
@@ -84,7 +88,8 @@ def _near(text: str, class_path: str | None, known_keys: list[str]) -> str:
         wanted, candidates = match[1], known_keys
     else:
         return ""
-    return " or ".join(repr(name) for name in difflib.get_close_matches(wanted, sorted(set(candidates)), n=2))
+    near = difflib.get_close_matches(wanted, sorted(set(candidates) - {wanted}), n=2)  # a base class may take it
+    return " or ".join(map(repr, near))
 
 
 def _names_in(module: str) -> list[str]:

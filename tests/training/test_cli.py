@@ -97,6 +97,14 @@ def test_what_a_constructor_says_of_its_arguments_is_one_message_and_code_2(
     assert capsys.readouterr().err.startswith("graphattn: error: width must be a positive multiple of heads")
 
 
+def test_what_a_constructor_in_a_list_says_is_one_message_too(write_config: Write, capsys: pytest.CaptureFixture[str]):
+    transform = {"class_path": "graphattn.encoding.AddLaplacianPE", "init_args": {"k": 0}}
+    options = {"name": "pattern", "pre_transform": [transform]}
+    config = write_config(data={"class_path": "graphattn.training.GraphDataModule", "init_args": options})
+    assert main(["fit", "--config", config]) == 2
+    assert capsys.readouterr().err == "graphattn: error: configuration: k must be at least 1, got 0\n"
+
+
 def test_a_null_that_the_parser_loses_is_explained(write_config: Write, capsys: pytest.CaptureFixture[str]):
     # jsonargparse hands "None", a string, to an optional argument two classes deep.
     config = write_config(model__init_args__model={"class_path": "toy.Net", "init_args": {"seed": 1}})
