@@ -232,7 +232,7 @@ def _read_dgcnn(path: str) -> list[Data]:
 
 
 def _check_lines(folder: str, name: str) -> None:
-    """PyG's reader takes files that end too soon; their numbers of lines tell."""
+    """PyG's reader takes files that end too soon, whose numbers of lines tell, and edges that leave their graph."""
     lines: dict[str, list[bytes]] = {}
     for path in sorted(Path(folder).glob(f"{name}_*.txt")):
         content = path.read_bytes()
@@ -246,6 +246,14 @@ def _check_lines(folder: str, name: str) -> None:
         if len(rows) != wanted:
             path = Path(folder) / f"{name}_{part}.txt"
             raise DataError(f"{path} is truncated or corrupt: {len(rows)} lines, expected {wanted}. Get it again.")
+    member = np.array(nodes).astype(np.int64)
+    if (np.diff(member) < 0).any():
+        path = Path(folder) / f"{name}_graph_indicator.txt"
+        raise DataError(f"{path} is truncated or corrupt: the nodes of a graph are not in a row. Get it again.")
+    ends = member[np.array([row.split(b",") for row in edges]).astype(np.int64) - 1]
+    if (ends[:, 0] != ends[:, 1]).any():
+        path = Path(folder) / f"{name}_A.txt"
+        raise DataError(f"{path} is truncated or corrupt: an edge joins two graphs. Get it again.")
     pairs = {tuple(row.replace(b" ", b"").split(b",")) for row in edges}
     if name in _UNDIRECTED and any((target, source) not in pairs for source, target in pairs):
         path = Path(folder) / f"{name}_A.txt"

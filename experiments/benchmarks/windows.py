@@ -11,7 +11,6 @@ Written: windows.csv, windows.json, windows.md. Exit code 1 if a result is wrong
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from experiments.benchmarks.device import check_device
-from experiments.benchmarks.measure import Effort, peak_mb, timed
+from experiments.benchmarks.measure import Effort, peak_mb, summary, timed
 from experiments.benchmarks.windows_report import Row, goals_of, say, write
 from graphattn import attend, patterns
 from graphattn.graph.graph_window import GraphWindow
@@ -272,7 +271,8 @@ def _time(run: Callable[[], Any]) -> tuple[float, float, float]:
         begin = time.perf_counter()
         run()
         times.append(1e3 * (time.perf_counter() - begin))
-    return statistics.median(times[1:]), min(times[1:]), max(times[1:])
+    found = summary(times[1:])
+    return found.median, found.low, found.high
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ def markdown(table: dict[str, list[Results]], name: str, quick: bool = False) ->
     first, metrics = table[BASELINE][0], metrics_of(table)
     head = f"| | {' | '.join(metrics)} |"
     rule = "|---" + "|---:" * len(metrics) + "|"
-    title = f"{name}: test, last of {first.epochs} epochs, {len(table[BASELINE])} seeds, on {first.device}"
+    devices = " and ".join(dict.fromkeys(r.device for results in table.values() for r in results))
+    title = f"{name}: test, last of {first.epochs} epochs, {len(table[BASELINE])} seeds, on {devices}"
     lines = [
         f"# {heading(title, quick)}",
         "",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from experiments.images import evenly
 from experiments.runs import heading
 from graphattn.insight import (
     DeletionCurve,
@@ -81,11 +82,11 @@ def look(table: dict[str, list[Results]], folder: Path, quick: bool) -> str:
 
 
 def look_at(folder: Path) -> Looked:
-    """What the network of a run's last checkpoint reads in the first images of the test set."""
+    """What the network of a run's last checkpoint reads in images of the test set."""
     model, test = trained(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, test = model.to(device), test.to(device)
-    batch = test[slice(0, IMAGES)]
+    batch = test[evenly(len(test), IMAGES)]
     images, labels = batch["x"], batch["y"]
     with torch.no_grad(), record(model) as layers:
         model(images)
@@ -98,7 +99,8 @@ def look_at(folder: Path) -> Looked:
         "random": deletion_curve(model, images, labels, noise, steps=STEPS),
     }
     means = [(float(pair.left.mean()), float(pair.right.mean())) for pair in cosines]
-    return Looked(means, curves, test.pixels(images[:SHOWN]).cpu(), relevance[:SHOWN].cpu())
+    shown = evenly(len(labels), SHOWN)
+    return Looked(means, curves, test.pixels(images[shown]).cpu(), relevance[shown].cpu())
 
 
 def trained(folder: Path) -> tuple[Any, Any]:

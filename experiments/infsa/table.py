@@ -31,7 +31,8 @@ def write_table(table: dict[str, list[Results]], out: Path, quick: bool) -> str:
 def markdown(table: dict[str, list[Results]], name: str, quick: bool = False) -> str:
     """The table as text: mean ± unbiased standard deviation over seeds, and differences to the first row by seed."""
     first = next(iter(table.values()))
-    title = f"{name}: test {first[0].metric}, {len(first)} seeds, {first[0].epochs} epochs, on {first[0].device}"
+    devices = " and ".join(dict.fromkeys(r.device for results in table.values() for r in results))
+    title = f"{name}: test {first[0].metric}, {len(first)} seeds, {first[0].epochs} epochs, on {devices}"
     lines = [
         f"# {heading(title, quick)}",
         "",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiments.images import evenly
 from experiments.runs import heading
 from experiments.sparsifiner.stages import state_path
 from experiments.sparsifiner.variants import Variant
@@ -39,7 +40,7 @@ def look(config: dict[str, Any], out: Path, seed: int, variants: Sequence[Varian
     data = data_of(config, seed)
     data.setup()
     splits: Any = data.splits
-    images: Tensor = splits.test[slice(0, IMAGES)]["x"]
+    images: Tensor = splits.test[evenly(len(splits.test), IMAGES)]["x"]
     network = network_of(config, chosen)
     network.load_state_dict(torch.load(state_path(out, seed, chosen.name), weights_only=True))
     graphs = chosen_and_best(network.eval(), images)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiments.images import evenly
 from experiments.sparsifiner.variants import BUDGETS, PREDICTORS, Budget, Variant, variants_of
 
 __all__ = ["budget_of", "main", "result_path", "state_path"]
@@ -134,7 +135,7 @@ class _Work:
             if isinstance(module, Sparsifiner):
                 module.keep = keep
         network.eval()
-        images: Tensor = self.test[slice(0, _LOOKED_AT)]["x"]
+        images: Tensor = self.test[evenly(len(self.test), _LOOKED_AT)]["x"]
         with torch.no_grad(), dense_attention(network) if dense else nullcontext():
             return [entry._asdict() for entry in selection_quality(network, images)]
 

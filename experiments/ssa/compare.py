@@ -4,9 +4,9 @@
     python -m experiments.ssa.compare --task text --quick --out runs/quick
 
 Tasks: pattern, cluster, images (cifar10 where the data are, else digits), mnist, text. A network for each share of the
-sources and each seed; a fork of each at 90 % of the epochs goes on densely. Then, alone on its device, the time and the
-peak memory of a training step. Written: compare.md, compare.json, compare.csv, compare.png, density.png. A second call
-goes on where the first one stopped.
+sources and each seed; a fork of each goes on densely for the last tenth of the epochs (at least one). Then, alone on
+its device, the time and the peak memory of a training step. Written: compare.md, compare.json, compare.csv,
+compare.png, density.png. A second call goes on where the first one stopped.
 """
 
 from __future__ import annotations

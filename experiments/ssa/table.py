@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from experiments.paired import difference, mean_and_deviation, spread
 from experiments.runs import heading
-from experiments.ssa.work import ENSEMBLES
+from experiments.ssa.work import ENSEMBLES, fork_of
 
 __all__ = ["Table", "markdown", "picture", "write_csv"]
 
@@ -76,7 +76,7 @@ def markdown(table: Table, costs: dict[str, dict[str, float | None]], task: str)
         "| training | test | mean ± deviation | less dense training, by seed [95 % interval] |",
         "|---|---|---:|---:|",
     ]
-    dense = table.dense
+    dense, last = table.dense, part["epochs"] - fork_of(part["epochs"])
     for name, tested, values in rows_of(table):
         gaps = [mine - other for mine, other in zip(values, dense, strict=True)]
         same = name == "dense" and tested == "whole graph"
@@ -98,8 +98,8 @@ def markdown(table: Table, costs: dict[str, dict[str, float | None]], task: str)
     lines += [
         "",
         "Intervals are Student's, of differences by seed. One pass, 2, 4 and 8 passes: means over all groups of that "
-        'size among 16 passes. "Then dense": the last tenth of the epochs on whole graphs, from the weights that SSA '
-        "had then.",
+        f'size among 16 passes. "Then dense": the last {last} of {part["epochs"]} epochs on whole graphs, from the '
+        "weights that SSA had then.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -23,12 +23,12 @@ from torch.nn import functional as F
 
 from experiments.ssa.build import data_of, load_config, task_of, trainer_of
 
-__all__ = ["ENSEMBLES", "KEEPS", "Variant", "main", "part_path"]
+__all__ = ["ENSEMBLES", "KEEPS", "Variant", "fork_of", "main", "part_path"]
 
 KEEPS = (1.0, 0.5, 0.25, 0.125)
 ENSEMBLES = (1, 2, 4, 8, 16)
 PASSES = max(ENSEMBLES)
-DENSE_SHARE = 0.1  # of the epochs, at the end, of the fork that is fine-tuned
+DENSE_SHARE = 0.1  # of the epochs, at the end, of the fork that is fine-tuned: whole epochs, and at least one
 
 
 class Variant(NamedTuple):
@@ -41,6 +41,11 @@ class Variant(NamedTuple):
     def name(self) -> str:
         """``dense``, ``ssa-0.25``, ``ssa-0.25-local``."""
         return "dense" if self.keep == 1.0 else f"ssa-{self.keep:g}" + ("-local" if self.scheme == "local" else "")
+
+
+def fork_of(epochs: int) -> int:
+    """Epochs after which the fork goes on densely."""
+    return max(1, min(epochs - 1, math.ceil((1 - DENSE_SHARE) * epochs)))
 
 
 def part_path(out: Path, variant: Variant, seed: int) -> Path:
@@ -77,7 +82,7 @@ def work(config: dict[str, Any], variant: Variant, seed: int) -> dict[str, Any]:
     data = data_of(config, seed)
     data.setup()
     epochs = config["trainer"]["max_epochs"]
-    fork = max(1, min(epochs - 1, math.ceil((1 - DENSE_SHARE) * epochs)))
+    fork = fork_of(epochs)
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
         kept = [{"keep": variant.keep, "scheme": variant.scheme, "fraction": 1.0}]

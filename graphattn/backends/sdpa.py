@@ -18,8 +18,8 @@ from graphattn.graph.rules import Blocks, Causal, Complete
 __all__ = ["Sdpa", "dense_members"]
 
 # In turn, whichever takes the tensors first. Complete graph of 4096 tokens, 8 heads of 64, bfloat16, on an H200,
-# forward and forward + backward: cuDNN 0.077 / 0.314 ms, flash 0.119 / 0.436 ms, memory-efficient 0.279 / 1.38 ms; of
-# 16,384 tokens 1.17 / 4.31, 1.80 / 6.58 and 4.22 / 17.4 ms.
+# forward and forward + backward: cuDNN 0.077 / 0.282 ms, flash 0.120 / 0.438 ms, memory-efficient 0.280 / 1.37 ms; of
+# 16,384 tokens 1.19 / 4.30, 1.80 / 6.59 and 4.22 / 17.5 ms (experiments/results/h200-kernels, W6).
 _ORDER = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,

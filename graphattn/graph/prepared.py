@@ -35,8 +35,8 @@ __all__ = [
 
 # Share of the pairs in tiles from which tiles beat a walk along the edges, which takes time for every channel of an
 # edge where a tile takes the same for 16 channels as for 64. Measured on an H200 with experiments/benchmarks, forward /
-# with backward. 64 channels a head: image grid in squares of 8 x 8, 8.5 % full, tiles 0.48 / 1.8 ms, edges 1.55 / 5.1
-# ms; masks of 197 tokens, 6 % full, tiles 36 / 135 us, edges 98 / 244 us. 10 channels: graphs of 118 tokens, 38 % full,
+# with backward. 64 channels a head: image grid in squares of 8 x 8, 8.5 % full, tiles 0.39 / 1.4 ms, edges 1.56 / 4.3
+# ms; masks of 197 tokens, 6 % full, tiles 36 / 127 us, edges 98 / 250 us. 10 channels: graphs of 118 tokens, 38 % full,
 # tiles 37 / 118 us, edges 93 / 329 us. 16 channels: molecules, 5 % full, tiles 42 / 163 us, edges 13 / 40 us.
 _LEAST_FILL, _MOST_FILL = 0.05, 0.2
 

@@ -28,7 +28,7 @@ def plot_map(
     """An attention map as colours, on a logarithmic scale over three powers of ten; rows are targets.
 
     Args:
-        weights: ``[T, S]``; what is 0 stays white.
+        weights: ``[T, S]``; what is 0, or NaN, stays white.
         sinks: bool ``[S]``: columns to mark with a triangle.
         lines: Offsets to mark with a line beside the diagonal.
         groups: Places of tokens before which a thin line is drawn (subtrees, say).
@@ -46,7 +46,7 @@ def plot_map(
     ticker = require("matplotlib.ticker", extra="train", purpose="plot_map")
     ax = axes_of(ax)
     values = weights.detach().cpu().double()
-    top = float(values.max())
+    top = float(values[values > 0].max())
     shown = torch.where(values > 0, values.clamp(min=top * 1e-3), float("nan"))
     image = ax.imshow(shown.numpy(), cmap="viridis", norm=colors.LogNorm(top * 1e-3, top), interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, label="weight", shrink=0.85)
@@ -61,7 +61,7 @@ def plot_map(
     ax.set_xlim(-0.5, count - 0.5)
     ax.set_ylim(rows - 0.5, -0.5)
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(ticker.MaxNLocator(integer=True))
+        axis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
     ax.set_xlabel("source (is read)")
     ax.set_ylabel("target (reads)")
     return ax
@@ -81,7 +81,7 @@ def plot_table(
     """A table as colours, each cell with its number.
 
     Args:
-        values: ``[R, C]``.
+        values: ``[R, C]``; cells of NaN stay white.
         rows: Names of the rows.
         columns: Names of the columns.
         deviation: ``[R, C]`` what stands after "±".
@@ -98,7 +98,8 @@ def plot_table(
     ax = axes_of(ax)
     shown = values.detach().cpu().double()
     image = ax.imshow(shown.numpy(), cmap="viridis")
-    low, high = float(shown.min()), float(shown.max())
+    known = shown[~shown.isnan()].tolist()
+    low, high = min(known, default=0.0), max(known, default=0.0)
     for row in range(len(rows)):
         for column in range(len(columns)):
             value = float(shown[row, column])

@@ -61,7 +61,7 @@ def plot_graph_relevance(
 
     Args:
         graph: A square graph without leading dimensions.
-        relevance: ``[N]``.
+        relevance: ``[N]``; tokens of NaN stay hollow.
         positions: ``[N, 2]`` where the tokens are drawn; default: NetworkX's spring layout, with a fixed seed.
         label: Of the colour bar.
         ax: Axes to draw on; default: new ones.
@@ -89,8 +89,11 @@ def plot_graph_relevance(
     ends = place[graph.edge_index.cpu()].permute(1, 0, 2)
     ax.add_collection(lines.LineCollection(ends.numpy(), colors="0.7", linewidths=0.5, zorder=1))
     values = relevance.detach().cpu().double()
-    size = 20 + 120 * (values - values.min()) / (values.max() - values.min()).clamp(min=1e-12)
-    dots = ax.scatter(*place.T.numpy(), c=values.numpy(), s=size.numpy(), cmap="inferno", zorder=2, edgecolors="0.3")
+    known = values[~values.isnan()]
+    low, high = (known if len(known) else values.new_zeros(1)).aminmax()
+    size = (20 + 120 * (values - low) / (high - low).clamp(min=1e-12)).nan_to_num(nan=20.0)
+    style = {"cmap": "inferno", "zorder": 2, "edgecolors": "0.3", "plotnonfinite": True}
+    dots = ax.scatter(*place.T.numpy(), c=values.numpy(), s=size.numpy(), **style)
     ax.figure.colorbar(dots, ax=ax, label=label)
     ax.set_axis_off()
     ax.set_aspect("equal")

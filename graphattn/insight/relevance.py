@@ -10,6 +10,8 @@ from torch import Tensor
 
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
+from graphattn.graph.batch import side_by_side
+from graphattn.graph.members import Members
 from graphattn.insight.centrality import eigenvector, expected_visits, katz, pagerank
 from graphattn.insight.record import LayerRecord
 
@@ -24,9 +26,9 @@ def _received(graph: TokenGraph, weights: Tensor) -> Tensor:
 
 
 def _first(graph: TokenGraph, weights: Tensor) -> Tensor:
-    """How much the first token, the class token of a vision transformer, reads each source."""
-    source, target = graph.edge_index
-    return _received(graph, weights * (target == 0).to(weights).unsqueeze(-1))
+    """How much the first token of its member, the class token of a vision transformer, reads each source."""
+    first = torch.isin(graph.edge_index[1], Members.of_targets(graph).ptr[:-1])
+    return _received(graph, weights * first.to(weights).unsqueeze(-1))
 
 
 RELEVANCES: dict[str, Callable[[TokenGraph, Tensor], Tensor]] = {
@@ -38,6 +40,18 @@ RELEVANCES: dict[str, Callable[[TokenGraph, Tensor], Tensor]] = {
     "visits": expected_visits,
 }
 """Ways to turn the weights of a layer, ``[..., E, H]``, into a number for each source, ``[..., S, H]``."""
+
+
+def _by_layer(entry: LayerRecord, how: str) -> Tensor:
+    """A number for each source, ``[..., S, H]``."""
+    if entry.sources is not None:
+        return entry.sources
+    assert entry.weights is not None
+    found = RELEVANCES[how](side_by_side(entry.graph), entry.weights)
+    if not entry.graph.leading:
+        return found
+    found = found.unflatten(0, (*entry.graph.leading, entry.graph.num_sources))
+    return found.squeeze(-1).mT if entry.graph.leading_axes.endswith("h") else found
 
 
 def token_relevance(
@@ -59,7 +73,7 @@ def token_relevance(
         ``[..., N]``, of sum 1 (0 where nobody reads anything).
 
     Raises:
-        ArgumentError: If there is no layer, or ``how`` or ``over`` is unknown.
+        ArgumentError: If there is no layer, their graphs differ in size, or ``how`` or ``over`` is unknown.
     """
     if how not in RELEVANCES:
         raise ArgumentError(f"how must be one of {sorted(RELEVANCES)}, got {how!r}")
@@ -69,11 +83,12 @@ def token_relevance(
         raise ArgumentError("layers must hold at least one entry of graphattn.insight.record, got none")
     found = []
     for entry in layers[-1:] if over == "last" else layers:
-        if entry.sources is not None:
-            heads = entry.sources
-        else:
-            assert entry.weights is not None
-            heads = RELEVANCES[how](entry.graph, entry.weights)
+        heads = _by_layer(entry, how)
         total = heads.sum(-2, keepdim=True)
         found.append(torch.where(total > 0, heads / total, 0.0).mean(-1))
+    if len({numbers.shape for numbers in found}) > 1:
+        sizes = [numbers.shape[-1] for numbers in found]
+        raise ArgumentError(
+            f"layers must be on graphs of one size, got {sizes} tokens; over='last' takes one layer alone"
+        )
     return torch.stack(found).mean(0)

@@ -56,6 +56,7 @@ def positions_of(x: Tensor, past: int, ptr: Tensor | None, mask: Tensor | None) 
 def token_graph(rule: GraphRule, x: Tensor, past: int, ptr: Tensor | None, mask: Tensor | None) -> TokenGraph:
     """The graph of new tokens over all of them, by the model's rule."""
     new, every = x.shape[-2], past + x.shape[-2]
+    mask = None if mask is None or not len(mask) else mask  # of no texts
     if ptr is not None:
         return _packed(rule, ptr, every, x.device)
     if rule == "causal" and new == 1 and mask is None:  # the last token reads all

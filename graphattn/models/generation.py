@@ -106,9 +106,9 @@ def draw_next(
     if temperature == 0.0:
         return logits.argmax(-1)
     if top_k is not None and top_k < logits.shape[-1]:
-        least = logits.topk(top_k).values[..., -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
-    share = (logits / temperature).softmax(-1)
+        best = logits.topk(top_k)  # not all that equal the last of them
+        logits = torch.full_like(logits, float("-inf")).scatter(-1, best.indices, best.values)
+    share = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)  # finite at any temperature
     device = share.device if generator is None else generator.device
     drawn = torch.multinomial(share.reshape(-1, share.shape[-1]).to(device), 1, generator=generator)
     return drawn.to(logits.device).reshape(logits.shape[:-1])

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from graphattn.errors import ArgumentError, ArgumentTypeError
 from graphattn.graph import TokenGraph
-from graphattn.mechanisms import InfSA, Mechanism
+from graphattn.mechanisms import GraphWindowAttention, InfSA, Mechanism
 from graphattn.mechanisms.parts.learned_choice import LearnedChoice
 from graphattn.models._sequence_graph import GraphRule, check_tokens, next_tokens, positions_of, token_graph
 from graphattn.models.generation import HeadTransform, KeyValueCache, generate
@@ -198,6 +198,10 @@ class CausalTransformer(nn.Module):
     @property
     def can_cache(self) -> bool:
         """Whether keys and values of earlier tokens can be kept, instead of computing all of a text again."""
+        if self.graph_rule != "causal" and any(
+            isinstance(part, GraphWindowAttention) for part in self.blocks.modules()
+        ):
+            return False  # the window is of walks, through tokens that are no longer there
         return all(block.attn.takes_transform and block.attn.reads_row_by_row for block in self.blocks)  # type: ignore[union-attr]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -227,14 +231,15 @@ class CausalTransformer(nn.Module):
         cache: KeyValueCache | None,
     ) -> Tensor:
         past = 0 if cache is None else cache.length
-        if self.position is not None and positions is ptr is mask is None:
-            if past + x.shape[-2] > self.position.num_embeddings:
-                raise ArgumentError(
-                    f"learned positions are for {self.position.num_embeddings} tokens (context), got "
-                    f"{past + x.shape[-2]}"
-                )
+        plain = positions is ptr is mask is None
         if positions is None:
             positions = positions_of(x, past, ptr, mask)
+        if self.position is not None and (plain or not (x.is_cuda or torch.compiler.is_compiling())):
+            count = past + x.shape[-2] if plain else int(positions.max()) + 1 if positions.numel() else 0
+            if count > self.position.num_embeddings:
+                raise ArgumentError(
+                    f"learned positions are for {self.position.num_embeddings} tokens (context), got {count}"
+                )
         if graph is None:
             graph = token_graph(self.graph_rule, x, past, ptr, mask)
         if self.position is not None:

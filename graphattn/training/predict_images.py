@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from graphattn.training.segmentation_pictures import connectivity_picture, insta
 __all__ = ["Outcome", "predict_folder", "run"]
 
 KINDS = ("mask", "connectivity", "instances")
+_SIGNATURE = "Software", "graphattn predict"  # a text in each picture, so that no other is written over
 _OURS = re.compile(rf"_({'|'.join(KINDS)})$")
 
 
@@ -127,14 +129,15 @@ def predict_folder(
         progress: Print a line for each.
 
     Raises:
-        DataError: If a photograph cannot be read and ``on_error`` is ``"stop"``.
+        DataError: If a photograph cannot be read and ``on_error`` is ``"stop"``, or a picture would replace a file that
+            is not an earlier one's.
     """
     from graphattn_datasets.images.segmentation.read import read_image
 
     if on_error not in ("stop", "skip"):
         raise ArgumentError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
     outcome = Outcome([], [])
-    twice = {path.stem for path in files if sum(other.stem == path.stem for other in files) > 1}
+    stems = Counter(path.stem for path in files)
     task.eval()
     for number, path in enumerate(files, start=1):
         try:
@@ -146,7 +149,7 @@ def predict_folder(
             outcome.skipped.append((path, str(error)))
             _tell(progress, number, len(files), f"skipped: {error}")
             continue
-        name = _whole_name(path) if path.stem in twice else path.stem  # a.png beside a.jpg
+        name = _whole_name(path) if stems[path.stem] > 1 else path.stem  # a.png beside a.jpg
         pictures = _pictures(pixels, reading, task.num_classes, task.neighbours)
         for kind, picture in pictures.items():
             target = (out or path.parent) / f"{name}_{kind}.png"
@@ -207,8 +210,22 @@ def _pictures(pixels: Tensor, reading: Reading, num_classes: int, neighbours: in
 
 
 def _write(path: Path, picture: np.ndarray) -> None:
-    image = require("PIL.Image", extra="images", purpose="writing pictures").fromarray(picture)
-    write_atomically(path, lambda file: image.save(file, format="PNG"))
+    images = require("PIL.Image", extra="images", purpose="writing pictures")
+    signed = require("PIL.PngImagePlugin", extra="images", purpose="writing pictures").PngInfo()
+    signed.add_text(*_SIGNATURE)
+    if path.exists() and not _is_ours(path, images):
+        raise DataError(f"{path} is there, and graphattn predict did not write it (a mask, perhaps); give --out")
+    image = images.fromarray(picture)
+    write_atomically(path, lambda file: image.save(file, format="PNG", pnginfo=signed))
+
+
+def _is_ours(path: Path, images: Any) -> bool:
+    name, value = _SIGNATURE
+    try:
+        with images.open(path) as picture:
+            return picture.info.get(name) == value
+    except OSError:
+        return False
 
 
 def _tell(progress: bool, number: int, total: int, text: str) -> None:

@@ -173,6 +173,21 @@ def test_a_text_file_cut_between_two_lines_is_found_too(raw, write, name, file, 
     assert f"{path} is truncated or corrupt" in str(caught.value)
 
 
+@pytest.mark.parametrize(("file", "reason"), [("A", "joins two graphs"), ("graph_indicator", "are not in a row")])
+def test_a_number_that_is_another_is_found(raw, file, reason):
+    raw.tu()
+    path = raw.folder / f"tu_graphs/ENZYMES/raw/ENZYMES_{file}.txt"
+    lines = path.read_text().splitlines(keepends=True)
+    if file == "A":
+        last = lines[-1].split(",")[1].strip()
+        lines[:2] = [f"1, {last}\n", f"{last}, 1\n"]
+    else:
+        lines[1] = lines[-1]
+    path.write_text("".join(lines))
+    with pytest.raises(DataError, match=f"ENZYMES_{file}.txt is truncated or corrupt: .* {reason}"):
+        load_dataset("enzymes")
+
+
 @pytest.mark.parametrize(
     "file", ["10fold_idx/train_idx-4.txt", "10fold_idx/test_idx-4.txt", "10fold_idx/test_idx-5.txt"]
 )

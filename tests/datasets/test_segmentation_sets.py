@@ -142,6 +142,11 @@ def test_kinds_of_pixels(tmp_path: Path) -> None:
         found = read_image(save(tmp_path / f"{name}.png", pixels))
         assert found.dtype == np.uint8 and found.shape == (3, 6, 8)
         assert (found == expected).all(), name
+    deep = (grey.astype(np.uint16) * 257).astype(">u2")
+    (tmp_path / "deep.pgm").write_bytes(b"P5 8 6 65535\n" + deep.tobytes())
+    Image.frombytes("I;16B", (8, 6), deep.tobytes()).save(tmp_path / "deep.tif")
+    for name in ("deep.pgm", "deep.tif"):
+        assert (read_image(tmp_path / name) == grey).all(), name
     turned = Image.fromarray(np.dstack([grey] * 3))
     exif = Image.Exif()
     exif[0x0112] = 6  # held upright: to be turned clockwise
@@ -162,6 +167,17 @@ def test_kinds_of_masks(tmp_path: Path) -> None:
     assert read_mask(path, "classes", num_classes=3)[0, 0] == -1
     with pytest.raises(DataError, match=r"must hold classes 0 to 1 \(255: none\), got 2"):
         read_mask(path, "classes", num_classes=2)
+    shares = save(tmp_path / "shares.tif", np.full((6, 8), 0.5, np.float32))
+    with pytest.raises(DataError, match="must hold whole numbers, got 0.5"):
+        read_mask(shares)
+    assert read_mask(shares, threshold=0).all()
+    drawn = Image.fromarray(classes)  # as in VOC's SegmentationObject
+    drawn.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [9, 9, 9] * 253)
+    drawn.save(tmp_path / "objects.png")
+    assert (read_mask(tmp_path / "objects.png", "instances") == np.where(classes == 255, -1, classes.astype(int))).all()
+    drawn.putpalette([0, 0, 0, 9, 9, 9, 7, 7, 7] + [0, 0, 0] * 253)  # greys that happen to have a palette
+    drawn.save(tmp_path / "greys.png")
+    assert (read_mask(tmp_path / "greys.png", "instances") == np.array([0, 9, 7])[classes % 255]).all()
     soft = save(tmp_path / "soft.png", np.linspace(0, 255, 48).reshape(6, 8).astype(np.uint8))
     assert read_mask(soft, threshold=127).sum() == 24
     with pytest.raises(DataError, match="got 48 values: 0, 5, 10, 16, 21, .... If greys are meant, give a threshold"):

@@ -10,9 +10,11 @@ import torch
 
 from experiments.benchmarks.lists import rows
 from experiments.benchmarks.lists.__main__ import main
+from experiments.benchmarks.lists.jobs import Job
 from experiments.benchmarks.lists.report import ratios
 from experiments.benchmarks.lists.rows import Row
 from experiments.benchmarks.measure import Effort, replayed
+from graphattn import TokenGraph, attend
 
 
 def call(out: Path) -> tuple[int, list[dict]]:
@@ -41,6 +43,15 @@ def test_what_is_wrong_gets_no_time(
     assert {row["peer"] for row in wrong} == {"ours", "ours, lists ready"}
     assert all(row["text"] == "wrong values" and row["median"] is None for row in wrong)
     capsys.readouterr()
+
+
+def test_the_backend_of_the_job_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, right = [], rows.attend
+    monkeypatch.setattr(rows, "attend", lambda *x, **more: (asked.append(more["backend"]), right(*x, **more))[1])
+    x = [torch.randn(1, 8, 2, 4, requires_grad=True) for _ in range(3)]
+    graph = TokenGraph.from_mask(torch.ones(1, 2, 8, 8, dtype=torch.bool), "bh")
+    job = Job("masks", "n=8", "by name", lambda x: attend(graph, *x), x, graph, backend="reference")
+    assert rows.error(job) < 1e-5 and asked == ["reference"]
 
 
 @pytest.mark.gpu

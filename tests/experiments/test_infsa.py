@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from experiments import parallel
+from experiments.images import evenly
 from experiments.infsa import compare, look, runs, table
 from experiments.infsa.variants import BASELINES, variants_of, with_variant
 from graphattn.training.results import Figures, Results
@@ -129,6 +130,11 @@ def test_commands_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert sorted(used) == ["3", "3", "5", "5"]
     out = capsys.readouterr().out
     assert "== job 4: FAILED (error: no; see" in out and "== job 0: done after" in out and ", 0 left" in out
+
+
+def test_images_are_of_the_whole_test_set() -> None:
+    assert evenly(10_000, 5).tolist() == [0, 2500, 5000, 7499, 9999]
+    assert evenly(3, 5).tolist() == [0, 1, 2] and len(evenly(10_000, 360).unique()) == 360
 
 
 def test_digits_all_the_way(

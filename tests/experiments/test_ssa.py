@@ -29,6 +29,11 @@ def test_every_network_is_dense_until_it_is_told_to_draw(task: str) -> None:
     assert [variant.name for variant in compare.variants_of(task, [0.5])] == ["dense", "ssa-0.5"]
 
 
+@pytest.mark.parametrize(("epochs", "fork"), [(1, 1), (2, 1), (4, 3), (8, 7), (15, 14), (20, 18), (30, 27)])
+def test_the_dense_end_is_whole_epochs(epochs: int, fork: int) -> None:
+    assert work.fork_of(epochs) == fork
+
+
 def test_digits_all_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, titles: dict[str, str]
 ) -> None:
@@ -50,6 +55,8 @@ def test_digits_all_the_way(
     assert quarter["tuned"]["nll"] != quarter["dense"]["nll"]  # the fork went another way
     losses = [quarter["ensembles"]["0.25"][str(size)]["nll"] for size in (1, 2, 4, 8)]
     assert all(b <= a + 1e-7 for a, b in zip(losses, losses[1:], strict=False))  # Jensen, group by group
+    epochs = quarter["epochs"]
+    assert f"the last {epochs - work.fork_of(epochs)} of {epochs} epochs on whole graphs" in text
     assert "| ssa-0.25, then dense | whole graph |" in text and "| dense, keep 0.125 |" in text
     rows = (tmp_path / "compare.csv").read_text().splitlines()
     assert rows[0] == "training,test,seed,accuracy" and len(rows) == 1 + 1 + 12 + 2 + 4

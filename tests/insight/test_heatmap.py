@@ -41,3 +41,13 @@ def test_a_tree_hangs_from_its_root() -> None:
     assert places[:, 1].tolist() == [0, -1, -2, -2, -1]
     assert float(places[1, 0]) == pytest.approx(float(places[[2, 3], 0].mean()))
     assert len(ax.collections[0].get_segments()) == 4
+
+
+def test_what_has_no_number_hides_nothing() -> None:
+    nan = float("nan")
+    dots = plot_tree(torch.tensor([-1, 0, 1, 1]), torch.tensor([1.0, nan, 2.0, 3.0])).collections[1]
+    assert dots.get_sizes().tolist() == [20.0, 20.0, 80.0, 140.0] and len(dots.get_offsets()) == 4
+    cells = plot_table(torch.tensor([[nan, 0.0], [5.0, 9.0]]), ["a", "b"], ["c", "d"]).texts
+    assert [text.get_color() for text in cells] == ["black", "white", "white", "black"]
+    weights = torch.tensor([[0.5, nan], [0.2, 0.8]])
+    assert plot_map(weights).images[0].norm.vmax == pytest.approx(0.8)

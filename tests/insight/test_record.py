@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from graphattn import attend, patterns
 from graphattn._watch import watching
 from graphattn.errors import ArgumentError
 from graphattn.graph import TokenGraph
-from graphattn.insight import RELEVANCES, perron_cosines, record, token_relevance
+from graphattn.insight import RELEVANCES, LayerRecord, perron_cosines, record, token_relevance
 from graphattn.mechanisms import MultiheadAttention
 from graphattn.mechanisms.infsa import infsa
 from graphattn.mechanisms.linear_infsa import source_scores
@@ -118,9 +118,31 @@ def test_relevance_of_tokens() -> None:
     for arguments, text in (
         ((layers, "rank"), "how must be one of"),
         (([], "katz"), "layers must hold at least one"),
+        (
+            ([*layers, LayerRecord("", patterns.complete(5), None, None, torch.rand(3, 25, 2), None)],),
+            "of one size, got",
+        ),
     ):
         with pytest.raises(ArgumentError, match=text):
             token_relevance(*arguments)
+
+
+@pytest.mark.parametrize("how", list(RELEVANCES))
+@pytest.mark.parametrize("axes", ["h", "b", "bh"])
+@torch.no_grad()
+def test_relevance_where_images_or_heads_have_graphs_of_their_own(axes: str, how: str) -> None:
+    chance = torch.Generator().manual_seed(1)
+    reads = torch.rand(*(3, 2)[axes == "h" : len(axes) + (axes == "h")], 6, 6, generator=chance) < 0.6
+    graph = TokenGraph.from_mask(reads, axes)
+    weights = torch.rand(graph.num_edges, 1 if "h" in axes else 2, generator=chance).double() / 8
+
+    def relevance(graph: TokenGraph, weights: Tensor) -> Tensor:
+        return token_relevance([LayerRecord("", graph, None, None, weights, None)], how)
+
+    own = weights.split(reads.flatten(0, -3).sum((1, 2)).tolist())
+    alone = [relevance(TokenGraph.from_mask(mask), part) for mask, part in zip(reads.flatten(0, -3), own, strict=True)]
+    expected = torch.stack(alone).unflatten(0, reads.shape[:-2])
+    torch.testing.assert_close(relevance(graph, weights), expected.mean(-2) if "h" in axes else expected)
 
 
 @torch.no_grad()

@@ -157,6 +157,13 @@ def test_a_mechanism_without_rows_of_its_own_is_computed_again() -> None:
         model.generate(tokens, 2, use_cache=True)
 
 
+def test_a_window_of_walks_is_computed_again_unless_they_lead_nowhere_else() -> None:
+    model = make(attention="graph_window", graph=lambda n: patterns.window(n, 3, causal=True))
+    assert not model.can_cache and make(attention="graph_window").can_cache
+    tokens = text(2, 8)
+    assert torch.equal(model.generate(tokens, 6, 0.0), model.generate(tokens, 6, 0.0, use_cache=False))
+
+
 @EVERY
 def test_pieces_and_padding_equal_texts_alone(kind: str) -> None:
     model, rows = make(kind), [text(5), text(9) + 0, text(3)]
@@ -202,6 +209,7 @@ def test_padded_texts_go_on_alike_with_and_without_a_cache(rule: str) -> None:
     """All texts have the three tokens of the prefix, so that what was read stays what is read."""
     model, tokens = make(graph=RULES[rule], tie_weights=False), text(8, 7)
     mask = torch.arange(7) >= torch.tensor([0, 2, 3, 1, 3, 0, 2, 4])[:, None]
+    assert model.generate(tokens[:0], 3, mask=mask[:0]).shape == (0, tokens.shape[1] + 3)
     found = model.generate(tokens, 8, 0.0, mask=mask, use_cache=True)
     assert torch.equal(found, model.generate(tokens, 8, 0.0, mask=mask, use_cache=False))
     for n, there in enumerate(mask):
@@ -314,6 +322,8 @@ def test_sampling_tokens() -> None:
     torch.testing.assert_close(drawn, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.015, rtol=0)
     two = draw_next(logits, 1.0, 2, torch.Generator().manual_seed(0)).bincount(minlength=4) / 20_000
     torch.testing.assert_close(two, torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=0.015, rtol=0)
+    assert draw_next(torch.zeros(500, 4), 1.0, 2).unique().numel() == 2  # of equals, too
+    assert draw_next(torch.tensor([1.0, 50.0]), 1e-38) == 1
     assert draw_next(logits, 0.0).eq(0).all()
     assert draw_next(logits[0], 1.0).shape == () and make().generate(text(1, 5)[0], 3).shape == (8,)
     model, tokens = make(), text(2, 5)
@@ -353,6 +363,10 @@ def test_bad_arguments() -> None:
         make("learned")(text(1, 41))
     with pytest.raises(ArgumentError, match=r"learned positions are for 40 tokens \(context\), got 41"):
         make("learned").generate(text(1, 39), 4)
+    for inputs in ({"mask": torch.ones(1, 41, dtype=torch.bool)}, {"positions": torch.arange(41)}):
+        with pytest.raises(ArgumentError, match=r"learned positions are for 40 tokens \(context\), got 41"):
+            make("learned")(text(1, 41), **inputs)
+    assert make("learned")(text(1, 45), mask=(torch.arange(45) > 4).unsqueeze(0)).isfinite().all()
     with pytest.raises(ArgumentError, match="mask must leave at least one token of each text"):
         model.generate(tokens, 2, mask=torch.tensor([[True], [False]]).expand(2, 6))
     with pytest.raises(ArgumentError, match="ptr and mask do not go with graph"):

@@ -36,6 +36,8 @@ class Job:
     inputs: list[Tensor]
     graph: TokenGraph | None = None
     backward: bool = True
+    backend: str = "auto"
+    """Of the attention that is checked."""
 
 
 def dense(kernel: str, mask: Tensor | None = None) -> Callable[[list[Tensor]], Tensor]:
@@ -111,7 +113,7 @@ def masks(quick: bool) -> Iterator[Job]:
         yield from _choices(case, graph, mask, scores, round(density * 197), x)
         if CUDA:
             graph.prepare("flex")
-            yield Job("masks", case, "flex", lambda x, g=graph: attend(g, *x, backend="flex"), x, graph)  # type: ignore[misc]
+            yield Job("masks", case, "flex", lambda x, g=graph: attend(g, *x, backend="flex"), x, graph, backend="flex")  # type: ignore[misc]
     for n in (256,) if quick else (4096, 8192, 16384):
         x = tokens(1, n, 8, torch.bfloat16)
         scores = torch.randn(1, 8, n, n, device=DEVICE, dtype=torch.bfloat16)

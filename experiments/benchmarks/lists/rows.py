@@ -47,7 +47,7 @@ def error(job: Job) -> float | None:
     if graph is None:
         return None
     grad = torch.randn_like(job.inputs[0])
-    out = attend(graph, *job.inputs)
+    out = attend(graph, *job.inputs, backend=job.backend)
     ours = [out, *torch.autograd.grad(out, job.inputs, grad)]  # type: ignore[arg-type]
     wrong = [0.0] * 4
     norm = [0.0] * 4

@@ -71,7 +71,7 @@ class ConnectivityLoss(nn.Module):
         self.smooth = _PRESETS[preset].get("smooth", 1e-3) if smooth is None else smooth
         self.relative_edge = bool(_PRESETS[preset].get("relative_edge", 0) if relative_edge is None else relative_edge)
 
-    def forward(self, logits: Tensor, mask: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, logits: Tensor, mask: Tensor, labels: Tensor | None = None, part: Tensor | float = 1.0) -> Tensor:
         """The loss.
 
         Args:
@@ -79,13 +79,16 @@ class ConnectivityLoss(nn.Module):
             mask: ``[..., H, W]`` of 0 and 1 (not checked).
             labels: bool ``[..., K, H, W]``, default: the cube of the mask. For instances:
                 :func:`~graphattn.mechanisms.connectivity.instance_labels`.
+            part: Share of the pixels that count, where the others say no for sure: means over all pixels are made means
+                over these. Dice and the relative edge loss are ratios of sums, to which the others add nothing.
 
         Raises:
             ArgumentError: If shapes do not fit.
         """
+        ratios = {"dice", "edge"} if self.relative_edge else {"dice"}
         total = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
         for name, term in self.terms(logits, mask, labels).items():
-            total = total + self.weights[name] * term
+            total = total + self.weights[name] * (term if name in ratios else term / part)
         return total
 
     def terms(self, logits: Tensor, mask: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:

@@ -118,10 +118,10 @@ class Segmentation(GraphTask):
         if self.num_classes > 1:
             cubes = class_labels(target, self.num_classes, self.neighbours, validate=False)
             masks = torch.stack([target == number for number in range(self.num_classes)], 1)
-            return self.cube_loss(logits.unflatten(1, cubes.shape[1:3]), masks, cubes) / part
+            return self.cube_loss(logits.unflatten(1, cubes.shape[1:3]), masks, cubes, part)
         known = target.clamp(min=0)
         cube = instance_labels(known if self.head == "instances" else known.clamp(max=1), self.neighbours)
-        return self.cube_loss(logits, known, cube) / part
+        return self.cube_loss(logits, known, cube, part)
 
     def read(self, logits: Tensor) -> Reading:
         """Masks, saliency and instances of logits."""

@@ -46,8 +46,8 @@ def read_image(path: str | Path) -> np.ndarray:
         pixels = _decode(path, picture)
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8) * 255
-    elif pixels.dtype == np.uint16:
-        pixels = (pixels // 257).astype(np.uint8)
+    elif pixels.dtype in ("<u2", ">u2") or (picture.format == "PPM" and pixels.dtype == np.int32):
+        pixels = (pixels // 257).astype(np.uint8)  # Pillow holds the greys of a PGM of 16 bits in 32
     if pixels.dtype != np.uint8:
         raise DataError(f"{path} must hold 8 or 16 bits a channel, got {pixels.dtype}")
     if pixels.ndim == 2:
@@ -65,40 +65,48 @@ def read_mask(
     Args:
         path: Any lossless format that Pillow reads.
         labels: ``"binary"``: the file holds 0 and 1, or 0 and 255. ``"instances"``: 0 is the background, every other
-            number one object. ``"classes"``: a class for each pixel; 255 is none.
+            number one object; in a palette of colours its indices are the numbers, and 255 is none. ``"classes"``: a
+            class for each pixel; 255 is none.
         threshold: For ``"binary"``: stored values above it are foreground (masks that were saved as JPEG, or drawn by
             several people). ``None``: every other value than 0, 1 and 255 is an error.
         num_classes: For ``"classes"``: how many there are, if that is known.
 
     Returns:
-        int32 ``[H, W]``: 0 and 1; 0 and instance numbers; or classes, -1 where there is none.
+        int32 ``[H, W]``: 0 and 1; 0 and instance numbers; or classes. -1 where there is none.
 
     Raises:
         DataError: If the file cannot be read as an image, or holds other values.
         MissingPackageError: If Pillow is not installed.
     """
     with _opened(path) as picture:
-        pixels = _decode(path, picture, indices=labels == "classes")
+        indexed = labels == "classes" or (labels == "instances" and _has_colours(picture))
+        pixels = _decode(path, picture, indices=indexed)
     if pixels.ndim == 3:  # greys in colour channels, which some sets have
         colours = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1]
         if not (colours == colours[..., :1]).all():
             raise DataError(f"{path} must hold one number a pixel, got colours; is it a mask?")
         pixels = colours[..., 0]
     values = pixels.astype(np.int32)
+    if labels == "binary" and threshold is not None:
+        return (pixels > threshold).astype(np.int32)
+    if not (values == pixels).all():
+        raise DataError(f"{path} must hold whole numbers, got {pixels[values != pixels][0]}")
     if labels == "binary":
-        return _binary(path, values, threshold)
-    if labels == "classes":
+        return _binary(path, values)
+    if indexed:
         values = np.where(values == IGNORED, -1, values).astype(np.int32)
-        if num_classes is not None and values.max(initial=0) >= num_classes:
-            raise DataError(
-                f"{path} must hold classes 0 to {num_classes - 1} ({IGNORED}: none), got {int(values.max())}"
-            )
+    if labels == "classes" and num_classes is not None and values.max(initial=0) >= num_classes:
+        raise DataError(f"{path} must hold classes 0 to {num_classes - 1} ({IGNORED}: none), got {int(values.max())}")
     return values
 
 
-def _binary(path: str | Path, values: np.ndarray, threshold: int | None) -> np.ndarray:
-    if threshold is not None:
-        return (values > threshold).astype(np.int32)
+def _has_colours(picture: Any) -> bool:
+    """Whether it has a palette, and not one of greys: then it is drawn to be told apart (Pascal VOC's habit)."""
+    colours = np.array(picture.getpalette() if picture.mode == "P" else []).reshape(-1, 3)
+    return bool((colours != colours[:, :1]).any())
+
+
+def _binary(path: str | Path, values: np.ndarray) -> np.ndarray:
     found = np.unique(values)
     if not (set(found.tolist()) <= {0, 1} or set(found.tolist()) <= {0, 255}):
         some = ", ".join(str(value) for value in found[:5].tolist()) + (", ..." if len(found) > 5 else "")
