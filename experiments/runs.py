@@ -3,14 +3,18 @@ written above it."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from graphattn.errors import ConfigError
 from graphattn.training.results import Results, read_results
+from graphattn.training.versions import versions
 
-__all__ = ["Table", "fit_here", "heading", "is_finished", "read_runs", "shared_seeds"]
+__all__ = ["Table", "fit_here", "heading", "is_finished", "made_by", "read_runs", "shared_seeds"]
 
 Table = dict[str, list[Results]]
 """Results of each variant, in the order of seeds."""
@@ -51,3 +55,13 @@ def shared_seeds(found: dict[str, dict[int, Results]]) -> Table:
 def heading(text: str, quick: bool) -> str:
     """The heading of a table or picture; above what ``--quick`` gave, it says that these are no results."""
     return f"QUICK RUN, no results: {text}" if quick else text
+
+
+def made_by(module: str) -> str:
+    """The command of this process, a module of the experiments, its commit and versions, and the day: what stands under
+    the heading of a table."""
+    found, command = versions(), shlex.join([module, *sys.argv[1:]])
+    return (
+        f"`python -m {command}`, {date.today()}, commit {found['commit'] or 'unknown'}, torch {found['torch']}, triton "
+        f"{found['triton'] or 'missing'}, torch-geometric {found['torch-geometric']}."
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.connnet.variants import BASELINE, LONG
 from experiments.paired import difference, interval, spread
-from experiments.runs import heading
+from experiments.runs import heading, made_by
 from graphattn.training.results import Results
 
 __all__ = ["markdown", "write_table"]
@@ -46,6 +46,8 @@ def markdown(table: dict[str, list[Results]], name: str, quick: bool = False) ->
     title = f"{name}: test, last of {first.epochs} epochs, {len(table[BASELINE])} seeds, on {devices}"
     lines = [
         f"# {heading(title, quick)}",
+        "",
+        made_by("experiments.connnet.compare"),
         "",
         "Mean ± unbiased standard deviation over seeds.",
         "",

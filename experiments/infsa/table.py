@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from experiments.paired import interval, mean_and_deviation, spread
-from experiments.runs import heading
+from experiments.runs import heading, made_by
 from graphattn.training.results import Results
 
 __all__ = ["markdown", "picture", "write_table"]
@@ -35,6 +35,8 @@ def markdown(table: dict[str, list[Results]], name: str, quick: bool = False) ->
     title = f"{name}: test {first[0].metric}, {len(first)} seeds, {first[0].epochs} epochs, on {devices}"
     lines = [
         f"# {heading(title, quick)}",
+        "",
+        made_by("experiments.infsa.compare"),
         "",
         "| attention | parameters | last epoch | best validation | last epoch less the first row, by seed: mean ± "
         "deviation [95 % interval of the mean] | training, last epoch | seconds |",

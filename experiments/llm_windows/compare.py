@@ -28,6 +28,7 @@ from experiments.llm_windows.train import folder_of
 from experiments.parallel import Job, run_jobs
 from graphattn.errors import GraphattnError
 from graphattn.optional import require
+from graphattn.training.versions import versions
 
 __all__ = ["main"]
 
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
+        "commit": versions()["commit"] or "unknown",
         "references": references,
     }
     text = write(out, results, facts)

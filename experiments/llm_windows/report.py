@@ -59,7 +59,8 @@ def markdown(results: Results, facts: Mapping[str, Any]) -> str:
         "",
         f"    {facts['command']}",
         "",
-        f"{one['device']}; Python {facts['python']}, PyTorch {facts['torch']}; {facts['date']}. "
+        f"{one['device']}; Python {facts['python']}, PyTorch {facts['torch']}; commit {facts['commit']}; "
+        f"{facts['date']}. "
         f"{one['parameters']:,} parameters, {config['layers']} layers of width {config['width']}, {config['steps']} "
         f"steps of {config['batch']} prompts of up to {one['tokens']} tokens; "
         f"{one['nodes']['train']:,} / {one['nodes']['val']:,} / {one['nodes']['test']:,} nodes. Seconds a run, with "

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from experiments.paired import difference, mean_and_deviation, spread
-from experiments.runs import heading
+from experiments.runs import heading, made_by
 from experiments.sparsifiner.stages import budget_of, result_path
 from experiments.sparsifiner.variants import PREDICTORS, Variant
 
@@ -48,6 +48,8 @@ def markdown(config: dict[str, Any], found: Figures, variants: Sequence[Variant]
     title = f"Sparsifiner on {data}: test accuracy, {count} seeds, on {found['teacher'][0]['device']}"
     lines = [
         f"# {heading(title, quick)}",
+        "",
+        made_by("experiments.sparsifiner.compare"),
         "",
         f"Teacher: {config['trainer']['max_epochs']} epochs, {spread(_column(found['teacher'], 'accuracy'), 2)} %. "
         f"Stage 1: {budget.reconstruction_epochs} epochs, stage 2: {budget.distillation_epochs} epochs, for all. "

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from experiments.runs import heading
+from experiments.runs import heading, made_by
 from graphattn import patterns
 from graphattn.graph.subsample import count_kept
 from graphattn.mechanisms import SSA, EGTAttention
@@ -176,6 +176,8 @@ def _markdown(rows: Sequence[Row], device: str, quick: bool) -> str:
     title = f"Edge-biased attention (EGT), width {WIDTH}, {HEADS} heads, edge rows of {EDGE_WIDTH}, {kind}, on {device}"
     lines = [
         f"# {heading(title, quick)}",
+        "",
+        made_by("experiments.ssa.memory"),
         "",
         "MiB above weights, tokens and the edge tensor, and without the copy of edge rows that were drawn (which "
         "stands beside it); in brackets the share of the whole graph's.",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.paired import difference, mean_and_deviation, spread
-from experiments.runs import heading
+from experiments.runs import heading, made_by
 from experiments.ssa.work import ENSEMBLES, fork_of
 
 __all__ = ["Table", "markdown", "picture", "write_csv"]
@@ -72,6 +72,8 @@ def markdown(table: Table, costs: dict[str, dict[str, float | None]], task: str)
     )
     lines = [
         f"# {heading(title, table.quick)}",
+        "",
+        made_by("experiments.ssa.compare"),
         "",
         "| training | test | mean ± deviation | less dense training, by seed [95 % interval] |",
         "|---|---|---:|---:|",

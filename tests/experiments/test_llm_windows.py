@@ -226,7 +226,7 @@ def test_the_table_and_the_claims_say_what_the_numbers_say(tmp_path: Path) -> No
     assert next(c for t, c in verdicts.items() if "children change places" in t).held is False
     noisy = table + 30 * torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert claims.claims(noisy, lost)[0].held is None
-    facts = {"task": "toy", "quick": False, "command": "x", "python": "3", "torch": "2", "date": "d"}
+    facts = {"task": "toy", "quick": False, "command": "x", "python": "3", "torch": "2", "date": "d", "commit": "abc"}
     facts["references"] = {"best": 99.0}
     text = report.write(tmp_path, results, facts)
     assert "| uni-1 | **70.0 ± 0.1** | 50.0 ± 0.1 |" in text and "best 99.0 %" in text and "**did not hold**" in text
