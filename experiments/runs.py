@@ -14,7 +14,7 @@ from graphattn.errors import ConfigError
 from graphattn.training.results import Results, read_results
 from graphattn.training.versions import versions
 
-__all__ = ["Table", "fit_here", "heading", "is_finished", "made_by", "read_runs", "shared_seeds"]
+__all__ = ["Table", "devices_of", "fit_here", "heading", "is_finished", "made_by", "read_runs", "shared_seeds"]
 
 Table = dict[str, list[Results]]
 """Results of each variant, in the order of seeds."""
@@ -50,6 +50,11 @@ def shared_seeds(found: dict[str, dict[int, Results]]) -> Table:
     """The results of every seed that all have finished; nothing where there is none."""
     seeds = sorted(set.intersection(*map(set, found.values()))) if found else []
     return {name: [runs[seed] for seed in seeds] for name, runs in found.items()} if seeds else {}
+
+
+def devices_of(table: Table) -> str:
+    """The devices that the runs were on, in the order of the table."""
+    return " and ".join(dict.fromkeys(r.device for results in table.values() for r in results))
 
 
 def heading(text: str, quick: bool) -> str:

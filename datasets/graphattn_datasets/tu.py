@@ -233,31 +233,30 @@ def _read_dgcnn(path: str) -> list[Data]:
 
 def _check_lines(folder: str, name: str) -> None:
     """PyG's reader takes files that end too soon, whose numbers of lines tell, and edges that leave their graph."""
+
+    def corrupt(part: str, why: str) -> DataError:
+        return DataError(f"{Path(folder) / f'{name}_{part}.txt'} is truncated or corrupt: {why}. Get it again.")
+
     lines: dict[str, list[bytes]] = {}
     for path in sorted(Path(folder).glob(f"{name}_*.txt")):
-        content = path.read_bytes()
+        content, part = path.read_bytes(), path.stem.removeprefix(f"{name}_")
         if not content.endswith(b"\n"):
-            raise DataError(f"{path} is truncated or corrupt: its last line has no end. Get it again.")
-        lines[path.stem.removeprefix(f"{name}_")] = content.splitlines()
+            raise corrupt(part, "its last line has no end")
+        lines[part] = content.splitlines()
     nodes, edges = lines["graph_indicator"], lines["A"]
     expected = {"node": len(nodes), "edge": len(edges), "graph": int(nodes[-1])}
     for part, rows in lines.items():
         wanted = expected.get(part.partition("_")[0], len(rows)) if part != "graph_indicator" else len(rows)
         if len(rows) != wanted:
-            path = Path(folder) / f"{name}_{part}.txt"
-            raise DataError(f"{path} is truncated or corrupt: {len(rows)} lines, expected {wanted}. Get it again.")
-    member = np.array(nodes).astype(np.int64)
+            raise corrupt(part, f"{len(rows)} lines, expected {wanted}")
+    member, ends = np.array(nodes).astype(np.int64), np.array([row.split(b",") for row in edges]).astype(np.int64)
     if (np.diff(member) < 0).any():
-        path = Path(folder) / f"{name}_graph_indicator.txt"
-        raise DataError(f"{path} is truncated or corrupt: the nodes of a graph are not in a row. Get it again.")
-    ends = member[np.array([row.split(b",") for row in edges]).astype(np.int64) - 1]
-    if (ends[:, 0] != ends[:, 1]).any():
-        path = Path(folder) / f"{name}_A.txt"
-        raise DataError(f"{path} is truncated or corrupt: an edge joins two graphs. Get it again.")
-    pairs = {tuple(row.replace(b" ", b"").split(b",")) for row in edges}
+        raise corrupt("graph_indicator", "the nodes of a graph are not in a row")
+    if (member[ends[:, 0] - 1] != member[ends[:, 1] - 1]).any():
+        raise corrupt("A", "an edge joins two graphs")
+    pairs = set(map(tuple, ends.tolist()))
     if name in _UNDIRECTED and any((target, source) not in pairs for source, target in pairs):
-        path = Path(folder) / f"{name}_A.txt"
-        raise DataError(f"{path} is truncated or corrupt: an edge lacks its reverse. Get it again.")
+        raise corrupt("A", "an edge lacks its reverse")
 
 
 def _check_partition(parts: Sequence[Tensor], count: int, files: str) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import platform
 import subprocess
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from experiments.benchmarks.files import head, timing, write_csv
 from experiments.benchmarks.row import Row
 from experiments.benchmarks.section import read_journal
 from experiments.benchmarks.targets import DEVICE, Result, results, slower_than
@@ -72,10 +72,7 @@ def write(folder: Path, rows: list[Row], facts: dict[str, dict[str, float]], abo
     from experiments.benchmarks.picture import draw
 
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        writer.writerows({**asdict(row), "text": row.text.replace("\n", " ")} for row in rows)
+    write_csv(folder / "rows.csv", Row, (replace(row, text=row.text.replace("\n", " ")) for row in rows))
     found = results(rows, facts, about["device"])
     content = {
         "environment": about,
@@ -90,15 +87,8 @@ def write(folder: Path, rows: list[Row], facts: dict[str, dict[str, float]], abo
 
 def markdown(rows: list[Row], facts: dict[str, dict[str, float]], about: dict[str, Any]) -> str:
     """The tables as text."""
-    packages = ", ".join(f"{name} {number}" for name, number in about["packages"].items() if number)
     lines = [
-        "# Benchmark",
-        "",
-        f"{about['device']}, driver {about['driver']}, CUDA {about['cuda']}; {packages}; "
-        f"commit {about['commit']}, seed {about['seed']}, {about['date']}.",
-        "",
-        f"    {about['command']}",
-        "",
+        *head("Benchmark", about),
         "Milliseconds: median (first to third quartile). Error: the worst relative L2 error of output and gradients "
         "against plain torch in float32. Memory: peak above the inputs.",
     ]
@@ -137,7 +127,7 @@ def _section_table(rows: list[Row], facts: dict[str, dict[str, float]]) -> list[
             lines.append(f"| {row.workload} | {row.peer} | {row.what} | 🔴 {row.status}: {_cell(row.text)} | | | |")
             continue
         mine = ours.get((row.workload, row.what))
-        ms = f"{row.ms:.4g} ({row.ms_low:.4g} to {row.ms_high:.4g})"
+        ms = timing(row.ms, row.ms_low, row.ms_high)
         memory = "" if row.peak_mb is None else f"{row.peak_mb:.1f}"
         error = "" if row.error is None else f"{row.error:.1e}"
         ratio = "" if mine is None else f"{row.ms / mine:.2f}"

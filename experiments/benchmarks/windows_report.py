@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from experiments.benchmarks.files import by_section, timing, write_csv
 from experiments.benchmarks.report import environment
 
 __all__ = ["Row", "goals_of", "say", "write"]
@@ -56,22 +56,18 @@ def goals_of(rows: list[Row], shapes: list[str]) -> Iterator[str]:
 def write(folder: Path, rows: list[Row], goals: list[str], command: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     about = environment(command, 0)
-    with (folder / "windows.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(asdict(rows[0])))
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    write_csv(folder / "windows.csv", Row, rows)
     content = {"environment": about, "goals": goals, "rows": [asdict(row) for row in rows]}
     (folder / "windows.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     lines = ["# Graph windows", "", f"{about['device']}; torch {about['packages']['torch']}; {about['date']}.", ""]
     lines += ["Milliseconds: median (first to third quartile). Error: relative L2 against float32.", "", *goals]
-    for workload in dict.fromkeys(row.workload for row in rows):
-        lines += ["", f"## {workload}", "", "| peer | pass | ms | memory MB | error |", "|---|---|---:|---:|---:|"]
-        lines += [_cells(row) for row in rows if row.workload == workload]
+    columns = "| peer | pass | ms | memory MB | error |", "|---|---|---:|---:|---:|"
+    lines += by_section(rows, lambda row: row.workload, columns, _cells)
     (folder / "windows.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _cells(row: Row) -> str:
-    ms = row.text if row.ms is None else f"{row.ms:.4g} ({row.low:.4g} to {row.high:.4g})"
+    ms = row.text if row.ms is None else timing(row.ms, row.low, row.high)
     memory = "" if row.peak_mb is None else f"{row.peak_mb:.0f}"
     error = "" if row.error is None else f"{row.error:.1e}"
     return f"| {row.peer} | {row.what} | {ms} | {memory} | {error} |"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from experiments.connnet.runs import Plan
 from experiments.connnet.variants import VARIANTS
+from experiments.images import evenly
 from experiments.runs import heading
 from graphattn.training.checkpoint import load_checkpoint
 from graphattn.training.lightning_cli import TrainingCLI
@@ -32,7 +33,7 @@ def draw(plan: Plan, quick: bool, seed: int = 0) -> list[Path]:
         if data is None:
             datamodule.setup()
             data = datamodule.splits.test
-        chosen = np.linspace(0, len(data) - 1, SHOWN).round().astype(int).tolist()
+        chosen = evenly(len(data), SHOWN).tolist()
         columns[name] = [_look(task, data, n) for n in chosen]
     several = data.labels == "instances"
     photos = [data.images[n].permute(1, 2, 0).numpy() for n in chosen]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.connnet.variants import BASELINE, LONG
 from experiments.paired import difference, interval, spread
-from experiments.runs import heading, made_by
+from experiments.runs import devices_of, heading, made_by
 from graphattn.training.results import Results
 
 __all__ = ["markdown", "write_table"]
@@ -42,8 +42,7 @@ def markdown(table: dict[str, list[Results]], name: str, quick: bool = False) ->
     first, metrics = table[BASELINE][0], metrics_of(table)
     head = f"| | {' | '.join(metrics)} |"
     rule = "|---" + "|---:" * len(metrics) + "|"
-    devices = " and ".join(dict.fromkeys(r.device for results in table.values() for r in results))
-    title = f"{name}: test, last of {first.epochs} epochs, {len(table[BASELINE])} seeds, on {devices}"
+    title = f"{name}: test, last of {first.epochs} epochs, {len(table[BASELINE])} seeds, on {devices_of(table)}"
     lines = [
         f"# {heading(title, quick)}",
         "",

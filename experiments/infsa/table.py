@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from experiments.paired import interval, mean_and_deviation, spread
-from experiments.runs import heading, made_by
+from experiments.runs import devices_of, heading, made_by
 from graphattn.training.results import Results
 
 __all__ = ["markdown", "picture", "write_table"]
@@ -31,8 +31,7 @@ def write_table(table: dict[str, list[Results]], out: Path, quick: bool) -> str:
 def markdown(table: dict[str, list[Results]], name: str, quick: bool = False) -> str:
     """The table as text: mean ± unbiased standard deviation over seeds, and differences to the first row by seed."""
     first = next(iter(table.values()))
-    devices = " and ".join(dict.fromkeys(r.device for results in table.values() for r in results))
-    title = f"{name}: test {first[0].metric}, {len(first)} seeds, {first[0].epochs} epochs, on {devices}"
+    title = f"{name}: test {first[0].metric}, {len(first)} seeds, {first[0].epochs} epochs, on {devices_of(table)}"
     lines = [
         f"# {heading(title, quick)}",
         "",

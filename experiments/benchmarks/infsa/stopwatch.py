@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import gc
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from experiments.benchmarks.files import write_csv
 from experiments.benchmarks.measure import Effort, Timing, peak_mb, replayed, summary, time_limit, timed
 from experiments.benchmarks.row import Row
 
@@ -127,8 +126,5 @@ class Stopwatch:
         took = f"{row.ms:12.4f} ms" if row.ms is not None else f"{row.status}: {row.text}"
         memory = f"{row.peak_mb:10,.1f} MB" if row.peak_mb is not None else ""
         print(f"{row.workload:22s} {row.peer:22s} {row.what:26s} {took} {memory}", flush=True)
-        with (self.folder / "rows.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-            writer.writeheader()
-            writer.writerows(map(asdict, self.rows))
+        write_csv(self.folder / "rows.csv", Row, self.rows)
         return row

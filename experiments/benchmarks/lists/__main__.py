@@ -25,6 +25,7 @@ from experiments.benchmarks.lists.jobs import SECTIONS
 from experiments.benchmarks.lists.report import line, ratios, write
 from experiments.benchmarks.lists.rows import Row, measured
 from experiments.benchmarks.measure import Effort
+from experiments.benchmarks.report import environment
 
 __all__ = ["main"]
 
@@ -44,6 +45,7 @@ def main(command: list[str] | None = None) -> int:
         torch.autograd.set_multithreading_enabled(False)
     torch.manual_seed(0)
     effort = Effort(seconds=0.05) if arguments.quick else Effort(seconds=0.25)
+    about = environment(["python -m experiments.benchmarks.lists", *command], 0)
     rows: list[Row] = []
     begin = time.perf_counter()
     for name in arguments.sections:
@@ -56,10 +58,10 @@ def main(command: list[str] | None = None) -> int:
                 traceback.print_exc()
                 text = f"{type(failure).__name__}: {failure}"[:200]
                 rows.append(Row(job.section, job.case, job.peer, "*", "failed", text=text))
-            write(arguments.out, rows, ratios(rows), command)  # what is there stays there
+            write(arguments.out, rows, ratios(rows), about)  # what is there stays there
     lines = ratios(rows)
     print("\n".join([*lines, f"{time.perf_counter() - begin:.0f} s"]))
-    write(arguments.out, rows, lines, command)
+    write(arguments.out, rows, lines, about)
     return int(any(row.mode == "failed" for row in rows))
 
 

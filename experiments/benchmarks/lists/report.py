@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from experiments.benchmarks.files import by_section, head, timing, write_csv
 from experiments.benchmarks.lists.jobs import SDPA
 from experiments.benchmarks.lists.rows import MODES, Row
-from experiments.benchmarks.report import environment
 
 __all__ = ["line", "ratios", "write"]
 
@@ -54,30 +54,22 @@ def line(row: Row) -> str:
     return f"{name}{time_} {peak} {wrong} {row.text}".rstrip()
 
 
-def write(folder: Path, rows: list[Row], lines: list[str], command: list[str]) -> None:
+def write(folder: Path, rows: list[Row], lines: list[str], about: dict[str, Any]) -> None:
     """``lists.json``, ``lists.csv`` and ``lists.md``."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"environment": environment(command, 0), "rows": [asdict(row) for row in rows], "ratios": lines}
+    content = {"environment": about, "rows": [asdict(row) for row in rows], "ratios": lines}
     (folder / "lists.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    with (folder / "lists.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(asdict(rows[0])))
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-    about = content["environment"]
-    versions = ", ".join(f"{name} {about['packages'][name]}" for name in ("torch", "triton"))
-    text = ["# Graphs that are drawn and graphs that are learned", ""]
-    text += [f"{about['device']}; {versions}; commit {about['commit']}, seed 0, {about['date']}.", ""]
-    text += [f"    python -m experiments.benchmarks.lists {about['command']}", "", "## Ratios", ""]
+    write_csv(folder / "lists.csv", Row, rows)
+    text = [*head("Graphs that are drawn and graphs that are learned", about), "## Ratios", ""]
     text += [f"* {each}" for each in lines] or ["None of these rows is asked for."]
-    for section in dict.fromkeys(row.section for row in rows):
-        text += ["", f"## {section}", "", "Milliseconds: median [quartiles]. Memory: peak above the inputs.", ""]
-        text += ["| case | peer | pass | call | ms | memory MB | error |", "|---|---|---|---|---:|---:|---:|"]
-        text += [_cells(row) for row in rows if row.section == section]
+    columns = "| case | peer | pass | call | ms | memory MB | error |", "|---|---|---|---|---:|---:|---:|"
+    told = "Milliseconds: median (quartiles). Memory: peak above the inputs."
+    text += by_section(rows, lambda row: row.section, (told, "", *columns), _cells)
     (folder / "lists.md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 def _cells(row: Row) -> str:
-    ms = row.text if row.median is None else f"{row.median:.4f} [{row.low:.4f}, {row.high:.4f}]"
+    ms = row.text if row.median is None else timing(row.median, row.low, row.high)
     peak = "" if row.peak_mb is None else f"{row.peak_mb:.1f}"
     wrong = "" if row.error is None else f"{row.error:.1e}"
     return f"| {row.case} | {row.peer} | {row.what} | {row.mode} | {ms} | {peak} | {wrong} |"
